@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 import warnings
@@ -99,6 +100,22 @@ def replace_atomically(
         if error.filename == str(path):
             error.needed = len(data)  # type: ignore[attr-defined]
         raise
+
+
+def write_json(
+    path: Path,
+    value: Any,
+    errors: str = "strict",
+    last: Callable[[], object] = lambda: None,
+    allow_nan: bool = False,
+) -> None:
+    """Write ``value`` as JSON to ``path`` atomically, and create its folder. Raises ValueError for NaN and infinity.
+
+    ``errors``: of the encoding in UTF-8, "surrogatepass" for file names that are not text. ``last``: see ``replacing``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan) + "\n"
+    replace_atomically(path, text.encode("utf-8", errors), last=last)
 
 
 @contextmanager

@@ -42,11 +42,9 @@ class Method:
 
     def ranks(self, sessions: Sequence[str]) -> np.ndarray:
         """Return the ranks of these sessions, int [seeds, S]."""
-        rows = []
-        for evaluation in self.evaluations:
-            place = {name: n for n, name in enumerate(evaluation.session_ids)}
-            rows.append(evaluation.ranks[[place[name] for name in sessions]])
-        return np.stack(rows)
+        places = [{name: n for n, name in enumerate(e.session_ids)} for e in self.evaluations]
+        pairs = zip(self.evaluations, places, strict=True)
+        return np.stack([e.ranks[[place[name] for name in sessions]] for e, place in pairs])
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,6 @@ class Change:
     a: float
     b: float
     turns: tuple[tuple[str, str], ...] = ()  # (reference, feedback) of every turn, if the dataset is available
-
-    @property
-    def factor(self) -> float:
-        """Return rank in a / rank in b; above 1 if b ranks the target higher."""
-        return self.a / self.b
 
 
 @dataclass(frozen=True)
@@ -214,11 +207,9 @@ def compare(
     order = np.argsort(-gain, kind="stable")
     nearer = tuple(change(n) for n in order[:top] if gain[n] > 0)
     further = tuple(change(n) for n in order[::-1][:top] if gain[n] < 0)
-    counts, left_out = (
-        (int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum())),
-        set(first.session_ids) ^ both,
-    )
-    return Comparison(a, b, len(common), len(left_out), lines, nearer, further, counts, tuple(notes))
+    counts = (int((gain > 0).sum()), int((gain == 0).sum()), int((gain < 0).sum()))
+    left_out = len(set(first.session_ids) ^ both)
+    return Comparison(a, b, len(common), left_out, lines, nearer, further, counts, tuple(notes))
 
 
 def _lines(

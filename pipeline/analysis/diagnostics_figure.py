@@ -44,8 +44,7 @@ def diagnostics_figure(given: Sequence[str], runs: Path, files: Sequence[Path]) 
     check_suffixes(paths)
     diagnosed, lines = [], []
     for folder in folders:
-        records = folder.diagnoses()
-        if not records:
+        if not (records := folder.diagnoses()):
             again = "--diagnostics --force" if folder.state == "finished" else "--diagnostics"
             raise IncompleteError(f"run {folder.id} ({folder.model}) has no diagnostics: train it with {again}")
         diagnosed.append((_title(folder), records))
@@ -81,9 +80,8 @@ def _column(axes: Sequence[Any], title: str, records: Records) -> None:
         # from light to dark along the cascade; distinguishable in gray
         color = tuple(colormaps["viridis"](0.85 * (1 - stage / max(1, len(spreads) - 1))))
         when = "rows stay equal" if broken[stage] is None else f"from epoch {broken[stage]}"
-        axes[0].plot(
-            epochs, [max(v, SMALLEST) for v in values], color=color, label=f"stage {stage + 1}: {when}", **style
-        )
+        shown = [max(v, SMALLEST) for v in values]
+        axes[0].plot(epochs, shown, color=color, label=f"stage {stage + 1}: {when}", **style)
         for head, dashes in (("read_entropy", "-"), ("write_entropy", "--")):
             axes[1].plot(epochs, [fmean(r[head][stage]) for r in records], color=color, ls=dashes, **style)
         gradient = [max(r["gradient"]["addressing"][stage], SMALLEST) for r in records]

@@ -9,7 +9,7 @@ the loss of the test sessions themselves, which is no result, nor an upper bound
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,11 @@ from torch.nn import functional as F
 
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.evaluate import Candidates, evaluate
+from pipeline.jobs.experiment import Experiment
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import seeded
 from pipeline.training.models.ewma import EWMA, running_average
-from pipeline.training.recombine import Histories
-
-if TYPE_CHECKING:
-    from pipeline.jobs.experiment import Experiment
+from pipeline.training.sampling import Histories
 
 STEPS, RATE, SCALE = 150, 0.02, 25.0  # fit of the weights: Adam on the cross-entropy over the gallery
 TRIES = 8  # drawn histories per kept history

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache import Store
-from manifests.errors import FashionNTMError, IncompleteError
+from manifests.errors import IncompleteError
 from manifests.identity import stack_keys
 from manifests.leaks import OVERLAPS, Scope, in_subset, overlaps, pair_exposure
 from manifests.load import load_spec
@@ -19,12 +19,9 @@ from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from pipeline.core.text_table import aligned
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.ranking import unit_rows
+from pipeline.training.errors import FeatureError
 
 _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
-
-
-class DuplicateError(FashionNTMError, ValueError):
-    """Features are not finite."""
 
 
 def near_pairs(
@@ -32,12 +29,10 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return all pairs with cosine >= ``threshold``: (query rows, candidate rows, cosines), each [n], by query row.
 
-    Args:
-        queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs.
-        held: number of scores in memory at once.
+    queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs. held: scores in memory at once.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
-        raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
+        raise FeatureError("features with NaN or infinite values: verify the store and extract these rows again")
     units = unit_rows(queries), unit_rows(candidates)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     step = max(1, held // max(1, len(candidates)))
@@ -136,11 +131,8 @@ class LeakReport:
         split = f", clean split {self.protocol}" if self.protocol else ""
         out = [f"{self.dataset}{split}: what test sessions share with train sessions of {where}", ""]
         rows = [[c, f"{r['n']:,}", *(_share(r[name], r["n"]) for name in names)] for c, r in self.counts.items()]
-        out += [*aligned([head, *rows]), ""]
-        out += [
-            "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
-        ]
-        out += ["captions: feedback texts, case ignored."]
+        pair = "last pair: (reference, target) of the last turn, the answer itself; last query: (reference, feedback);"
+        out += [*aligned([head, *rows]), "", pair, "captions: feedback texts, case ignored."]
         if self.protocol:
             found = {name: self.counts["all"][name] for name in PROMISED[self.protocol]}
             shown = ", ".join(f"{name} {n:,}" for name, n in found.items() if n)
@@ -172,9 +164,8 @@ def leak_report(
 ) -> LeakReport:
     """Count overlaps and, with a store, near-duplicate images. Raises IncompleteError if there are no test sessions."""
     if not (test := dataset.split("test")):
-        raise IncompleteError(
-            f"dataset '{dataset.name}' has no test sessions: there is nothing that could leak into them"
-        )
+        why = "there is nothing that could leak into them"
+        raise IncompleteError(f"dataset '{dataset.name}' has no test sessions: {why}")
     found: dict[str, set[str]] = {name: set(has) for name, has in overlaps(dataset, scope).items()}
     near: dict[str, Any] = {}
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cache.files import write_json
 from manifests.ablation_spec import Point
 from manifests.errors import IncompleteError
 from manifests.table_spec import ResultsTable, load_table_spec
@@ -17,7 +18,6 @@ from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import mean_and_std, spread_text
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
-from pipeline.core.binding import write_json
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.metrics import metrics_of
@@ -130,7 +130,7 @@ def draw_memorisation(study: Memorisation, folder: Path) -> list[Path]:
     curves, table = ([folder / f"leakage-{n}{suffix}" for suffix in (".png", ".svg")] for n in ("curves", "table"))
     _curves(study, curves)
     _bars(study, table)
-    write_json(folder / "leakage.json", study.as_dict())
+    write_json(folder / "leakage.json", study.as_dict(), allow_nan=True)
     return [*curves, *table, folder / "leakage.json"]
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from cache.files import write_json
 from manifests.ablation_spec import Point
 from pipeline.analysis.ablation.plan import Place, not_evaluated, tasks_of
 from pipeline.analysis.ablation.run import variants_of
 from pipeline.analysis.cells import mean_and_std, p_text, spread_text
 from pipeline.analysis.compare import Method
 from pipeline.analysis.drawing import MARKERS, new_figure, save_figure
-from pipeline.core.binding import write_json
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.files import load_results
 from pipeline.evaluation.significance import ALPHA, bootstrap, difference, holm, seed_test, session_values, strata_of
@@ -226,5 +226,5 @@ def draw_memory_pays(study: MemoryPays, folder: Path) -> list[Path]:
     handles = {name: h for panel in axes for h, name in zip(*panel.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
     save_figure(figure, paths)
-    write_json(folder / "memory-pays.json", study.as_dict())
+    write_json(folder / "memory-pays.json", study.as_dict(), allow_nan=True)
     return [*paths, folder / "memory-pays.json"]

@@ -111,8 +111,8 @@ def _gallery_notes(runs: Sequence[RunSummary]) -> list[str]:
         "imported": "Imported features: their source is not known here.",
     }
     notes = [kinds[kind] for kind in sorted({run.gallery for run in runs})]
-    for rule in sorted({(run.references, run.ties) for run in runs}):
-        notes.append(f"Cosine ranking; reference images {rule[0]}, ties {rule[1]}.")
+    rules = sorted({(run.references, run.ties) for run in runs})
+    notes += [f"Cosine ranking; reference images {references}, ties {ties}." for references, ties in rules]
     for sizes in dict.fromkeys(tuple((n, g.images, len(g.dropped)) for n, g in run.galleries.items()) for run in runs):
         shown = ", ".join(f"{name} {images:,}" for name, images, _ in sizes)
         dropped = sum(n for _, _, n in sizes)

@@ -79,9 +79,7 @@ def _md(text: str) -> str:
 
 
 def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -> list[str]:
-    if not items:
-        return []
-    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)]
+    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)] if items else []
 
 
 _NAMED = {"<": "less", ">": "greater", "|": "bar", "\\": "backslash", "~": "asciitilde", "^": "asciicircum"}
@@ -120,8 +118,7 @@ def to_latex(table: Table) -> str:
             label = rf"\quad {PAPER}" if paper else latex_text(row.label)
             out.append(" & ".join([label, *map(latex_text, texts)]) + r" \\")
     out += [r"\bottomrule", r"\end{tabular}"]
-    notes = [*table.footnotes, *table.notes, *table.significance]
-    if notes:
+    if notes := [*table.footnotes, *table.notes, *table.significance]:
         out += ["", r"\medskip", r"\begin{minipage}{\linewidth}\footnotesize"]
         out += [latex_text(note) + r"\par" for note in notes] + [r"\end{minipage}"]
     out.append(r"\end{table}")

@@ -27,23 +27,24 @@ def build_results_table(
     seeds: Sequence[int] = (),
     command: Fill | None = None,
 ) -> Table:
-    """Fill ``spec`` with the existing runs.
+    """Fill ``spec`` with its runs. Raises TableError for incomplete summaries, or runs that cannot share a cell.
 
-    Args:
-        find_runs: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts). If summaries name
-            their ``results`` files, cells get intervals and the tested row gets statements.
-        known: names of the registered memory models; optional rows of other models are omitted.
-        run: name of the run spec on the command line, if it is not the table's own.
-        seeds: requested seeds, if they are not the table's own.
-        command: (row, missing seeds) -> the command that fills a cell; `run` by default.
-
-    Raises:
-        TableError: runs that cannot share a cell, or an incomplete summary.
+    ``find_runs``: (row, seeds) -> existing summaries (``Evaluation.summary`` with the run's facts); if they name their
+    ``results`` files, cells get intervals and the tested row gets statements. ``known``: names of the registered memory
+    models; optional rows of others are omitted. ``run``, ``seeds``: run spec on the command line and requested seeds,
+    if not the table's own. ``command``: (row, missing seeds) -> the command that fills a cell; default: `run`.
     """
     filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, command or _fill(run or spec.run))
-    about = {"title": spec.title, "footnotes": filled.footnotes(), "omitted": filled.paper_rows()}
-    blocks, (tests, statements) = tuple(filled.block(block) for block in filled.spec.blocks), filled.statements()
-    return Table(**about, columns=filled.columns(), blocks=blocks, tests=tests, statements=statements)
+    tests, statements = filled.statements()
+    return Table(
+        title=spec.title,
+        columns=filled.columns(),
+        blocks=tuple(filled.block(block) for block in filled.spec.blocks),
+        footnotes=filled.footnotes(),
+        omitted=filled.paper_rows(),
+        tests=tests,
+        statements=statements,
+    )
 
 
 def _fill(run: str) -> Fill:
@@ -117,8 +118,7 @@ class _Filled:
 
     def _chance(self, subset: str) -> tuple[Row, ...]:
         """Return the row of a random order, or none without a run of these sessions."""
-        run = next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)
-        if run is None:
+        if (run := next((r for r in self.runs if r.chance(subset, OVERALL, "mean") is not None), None)) is None:
             return ()
         columns = [(group, metric) for group in self.groups for metric in group.metrics]
         values = [None if group.relative_to else run.chance(subset, group.source, metric) for group, metric in columns]
@@ -173,10 +173,17 @@ def _cell(
         where = f"{category}, {subset}" if category != OVERALL else subset
         return empty.model_copy(update={"note": f"the runs have no {metric} of these sessions ({where})"})
     numbers = [value for value in values if value is not None]
-    mean, std = fmean(numbers), stdev(numbers) if len(numbers) > 1 else None
-    found = {"value": mean, "std": std, "difference": None if paper is None else mean - paper}
-    seeds, ids = tuple(run.seed for run in runs if run.seed is not None), tuple(run.run for run in runs)
-    return empty.model_copy(update={**found, "seeds": seeds, "runs": ids, "store": runs[0].store})
+    mean = fmean(numbers)
+    return Cell(
+        value=mean,
+        std=stdev(numbers) if len(numbers) > 1 else None,
+        seeds=tuple(run.seed for run in runs if run.seed is not None),
+        paper=paper,
+        difference=None if paper is None else mean - paper,
+        runs=tuple(run.run for run in runs),
+        store=runs[0].store,
+        command=command,
+    )
 
 
 def _paper(row: RowSpec, group: ColumnGroup, printed: bool) -> tuple[float | None, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.files import replace_atomically
 from manifests.leaks import overlaps
-from manifests.protocols import PROTOCOLS, RULES, Protocol, SplitList, apply_protocol, published, split_list
+from manifests.protocols import PROTOCOLS, RULES, SplitList, apply_protocol, published, split_list
 from manifests.schema import Dataset
 from pipeline.core.text_table import aligned
 
@@ -30,17 +30,16 @@ class CheckedSplit:
 
 def clean_splits(dataset: Dataset) -> list[CheckedSplit]:
     """Return every clean split of a dataset that is loaded without a protocol, checked over the whole dataset."""
-    return [_checked(dataset, protocol) for protocol in PROTOCOLS]
-
-
-def _checked(dataset: Dataset, protocol: Protocol) -> CheckedSplit:
-    made, known = split_list(dataset, protocol), published(dataset.name, protocol)
-    has = overlaps(apply_protocol(dataset, protocol), "dataset").values()
-    any_pair, target = (sum(name in found for found in has) for name in ("any pair", "target image"))
-    state = "not published"
-    if known is not None:
-        state = "published" if known["digest"] == made.digest else "differs from the published list"
-    return CheckedSplit(made, any_pair, target, state)
+    splits = []
+    for protocol in PROTOCOLS:
+        made, known = split_list(dataset, protocol), published(dataset.name, protocol)
+        has = overlaps(apply_protocol(dataset, protocol), "dataset").values()
+        any_pair, target = (sum(name in found for found in has) for name in ("any pair", "target image"))
+        state = "not published"
+        if known is not None:
+            state = "published" if known["digest"] == made.digest else "differs from the published list"
+        splits.append(CheckedSplit(made, any_pair, target, state))
+    return splits
 
 
 def splits_text(splits: list[CheckedSplit]) -> str:

@@ -1,13 +1,13 @@
-"""The paper's tables from the existing runs, which are matched by configuration."""
+"""The paper's tables: of datasets, counted, and of the existing runs, which are matched by configuration."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manifests.ablation_spec import AblationSpec, load_ablation_spec
 from manifests.commandline import command_line, repeated_options
@@ -18,11 +18,10 @@ from manifests.presets import presets
 from manifests.schema import Component, Dataset, RunSpec
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec
 from manifests.views import View
-from pipeline.analysis.cells import Table, seed_text
-from pipeline.analysis.dataset_table import build_dataset_table
+from pipeline.analysis.cells import Block, Cell, Column, Row, Table, paper_notes, seed_text
 from pipeline.analysis.own_tables import ablation_table, kind_of_table, own_table, with_ranked_rows, with_ranked_runs
 from pipeline.analysis.results_table import Fill, FindRuns, build_results_table
-from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.analysis.tuning.trials import read_spec
 from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
@@ -30,6 +29,8 @@ from pipeline.jobs.identities import make_run
 from pipeline.jobs.specs import require_sessions
 from pipeline.training.models import model_class, model_names
 
+EQUAL = "✓: equal to the paper."
+READ = command_line("table", "1", "--data", "DIR")
 NO_EXTRACTOR = Component(name="none")  # a table of datasets reads no feature
 
 
@@ -111,6 +112,46 @@ def _present(table: DatasetTable, data: Path) -> dict[str, Dataset]:
         for entry in table.datasets
         if (data / str(entry.dataset.options.get("folder", entry.dataset.name))).is_dir()
     }
+
+
+def build_dataset_table(spec: DatasetTable, dataset_by_name: Mapping[str, Dataset]) -> Table:
+    """Count sessions and images of the given datasets (paper Table 1); other datasets keep empty cells."""
+    blocks, notes, printed = [], [], any(entry.paper for entry in spec.datasets)
+    for entry in spec.datasets:
+        dataset = dataset_by_name.get(entry.key)
+        rows = []
+        for split in ("train", "test"):
+            paper = entry.paper.get(split, {})
+            counts = _counts(dataset, split, spec.turns) if dataset else {}
+            absent = Cell(note=f"the files given hold no {split} part") if dataset else Cell(command=READ)
+            cells = []
+            for name in spec.columns:
+                value, printed_value = counts.get(name), paper.get(name)
+                cell = absent if value is None else Cell(value=value)
+                gap = None if value is None or printed_value is None else value - printed_value
+                cells.append(cell.model_copy(update={"paper": printed_value, "difference": gap}))
+            rows.append(Row(label=split.capitalize(), cells=tuple(cells)))
+            for turns, count in (dataset.turn_counts(split) if dataset else {}).items():
+                if turns not in spec.turns:
+                    notes.append(f"{entry.label}, {split}: {count:,} sessions of {turns} turns are not shown.")
+        blocks.append(Block(title=entry.label, rows=tuple(rows)))
+        notes += [f"{entry.label}: {note.rstrip('.')}." for note in (dataset.notes if dataset else ())]
+    return Table(
+        title=spec.title,
+        columns=(
+            *(Column(group="Sessions", label=f"{n} turns", kind="count") for n in spec.turns),
+            Column(group="Images", label="total", kind="count"),
+        ),
+        blocks=tuple(blocks),
+        footnotes=(*paper_notes(printed), *([EQUAL] if printed else []), *notes, *spec.notes),
+    )
+
+
+def _counts(dataset: Dataset, split: Literal["train", "test"], turns: Sequence[int]) -> dict[str, int]:
+    """Return counts by column; empty if the split has no sessions or no galleries, because it was not counted."""
+    sessions, images = dataset.turn_counts(split), dataset.gallery_images(split)
+    found = {str(n): sessions.get(n, 0) for n in turns} if sessions else {}
+    return found | ({"images": images} if images else {})
 
 
 def filled_from(table: ResultsTable, spec: RunSpec, given: str) -> ResultsTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,14 +13,12 @@ from manifests.errors import IncompleteError
 from pipeline.analysis.drawing import MARKERS, check_suffixes, new_figure, save_figure
 from pipeline.core.text_table import aligned
 from pipeline.evaluation.turns import TurnRanks, rank_turns
+from pipeline.jobs.experiment import Experiment
+from pipeline.jobs.identities import Run
 from pipeline.training.errors import MissingFeaturesError
+from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed_turns
 from pipeline.training.views import first_turns
-
-if TYPE_CHECKING:
-    from pipeline.jobs.experiment import Experiment
-    from pipeline.jobs.identities import Run
-    from pipeline.training.models import MemoryModel
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipeline.training.data import SessionFeatures
 from pipeline.training.errors import FeatureError
 from pipeline.training.job import TrainRequest, train_runs
 from pipeline.training.models import MemoryModel
-from pipeline.training.runs import RunFolder
+from pipeline.training.runs import Run, RunFolder
 
 CATEGORY = "all"
 
@@ -64,9 +64,9 @@ def train(
     """
     place = resolve_device(device)
     held = None if validation is None else _features(*validation).to(place)
-    how = parse_file(Training, dict(training or {}), "training")
-    given = Path(out) / "runs", name, "arrays", model, dict(options or {}), _features(queries, targets).to(place), how
-    request = TrainRequest(*given, seed, validation_features=held)
+    run = Run(model, dict(options or {}), parse_file(Training, dict(training or {}), "training"), seed)
+    given = _features(queries, targets).to(place)
+    request = TrainRequest(Path(out) / "runs", name, "arrays", run, given, validation_features=held)
     (done,) = train_runs([request])
     if isinstance(done, Exception):
         raise done

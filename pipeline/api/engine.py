@@ -15,6 +15,7 @@ from torch import Tensor
 from cache.files import replace_atomically
 from manifests.archives import MAX_BYTES
 from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.identity import changed_fields
 from manifests.load import load_dataset, load_spec, recorded_spec
 from manifests.schema import TURN_JOIN, RunSpec
 from manifests.text import read_bounded
@@ -23,7 +24,7 @@ from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.managed_runs import run_named
 from pipeline.jobs.specs import check_components
 from pipeline.training.runs import RunFolder, list_runs
-from pipeline.views.retrieval.trained import DIGITS, changes, models_of
+from pipeline.views.retrieval.trained import DIGITS, models_of
 from pipeline.views.serve.engine import UPLOAD, Step, Talk, described_row, upload_row
 from pipeline.views.serve.engine import Engine as Talks
 from pipeline.views.serve.limits import clean_text
@@ -144,8 +145,8 @@ class Engine:
             if saved["format"] != FORMAT:
                 raise ValueError(f"format {saved['format']!r}")
             labels = [m["label"] for m in saved["made_with"]["models"]]
-            if found := changes(saved["made_with"], self._identity(labels)):
-                raise FashionNTMError(f"{path}: the dialogue is of other features or runs ({found}): start a new one")
+            if changed := "; ".join(changed_fields(saved["made_with"], self._identity(labels))):
+                raise FashionNTMError(f"{path}: the dialogue is of other features or runs ({changed}): start a new one")
             row = saved["upload"]
             if isinstance(row, list):
                 row = np.asarray(row, dtype=np.float32)

@@ -27,32 +27,26 @@ class Found:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the query and its results, each with rank, id, score, file and caption."""
-        images = self.pictures.dataset.images
-        rows = [
-            {"rank": n, "id": i, "score": round(s, 6), "file": images[i].file, "caption": images[i].caption}
-            for n, (i, s) in enumerate(self.hits, start=1)
-        ]
+        images = {i: self.pictures.dataset.images[i] for i, _ in self.hits}
+        known = {i: {"file": image.file, "caption": image.caption} for i, image in images.items()}
+        rows = [{"rank": n, "id": i, "score": round(s, 6), **known[i]} for n, (i, s) in enumerate(self.hits, start=1)]
         query = {"image": self.image or None, "texts": list(self.texts)}
         return {"query": query, "gallery": self.gallery, "model": self.model, "results": rows}
 
     def text(self) -> str:
         """Return one line per result: rank, score, id and words."""
         width = max((len(i) for i, _ in self.hits), default=0)
-        words = {i: self.pictures.words(i) for i, _ in self.hits}
-        lines = [
-            f"{n:4}  {score:7.4f}  {i:{width}}  {words[i] if words[i] != i else ''}".rstrip()
-            for n, (i, score) in enumerate(self.hits, start=1)
-        ]
+        found = {i: self.pictures.words(i) for i, _ in self.hits}
+        words = {i: "" if shown == i else shown for i, shown in found.items()}
+        lines = (f"{n:4}  {s:7.4f}  {i:{width}}  {words[i]}".rstrip() for n, (i, s) in enumerate(self.hits, start=1))
         return "\n".join(lines)
 
     def html(self, start: bytes | None = None) -> str:
         """Return the page. ``start``: JPEG of a start image outside the catalog."""
         known = self.image in self.pictures.dataset.images
         shown = self._source(self.image) if known else _inline(start)
-        tiles = [
-            {"rank": n, "id": i, "score": f"{s:.4f}", "words": self.pictures.words(i), "src": self._source(i)}
-            for n, (i, s) in enumerate(self.hits, start=1)
-        ]
+        looks = {i: {"words": self.pictures.words(i), "src": self._source(i)} for i, _ in self.hits}
+        tiles = [{"rank": n, "id": i, "score": f"{s:.4f}", **looks[i]} for n, (i, s) in enumerate(self.hits, start=1)]
         return render("search.html", "pipeline.api", found=self, start=shown, tiles=tiles)
 
     def _source(self, image: str) -> str:

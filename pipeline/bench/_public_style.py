@@ -67,9 +67,7 @@ class Cell(nn.Module):
         self.last_read = self.start_read.unsqueeze(0).repeat(batch, 1)
         self.hidden = self.start_hidden.unsqueeze(0).repeat(batch, 1)
         self.cell = self.start_cell.unsqueeze(0).repeat(batch, 1)
-        self.read_weights, self.write_weights = (
-            torch.softmax(self.start_weights, 1)[head].unsqueeze(0).repeat(batch, 1) for head in range(HEADS)
-        )
+        self.read_weights, self.write_weights = torch.softmax(self.start_weights, 1).unsqueeze(1).repeat(1, batch, 1)
 
     def forward(self, before: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
         """Compute one turn: r^{c-1}(n) [B, M], f_drv^c(n) [B, D] -> controller output [B, K], read vector [B, M]."""

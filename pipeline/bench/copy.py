@@ -94,11 +94,8 @@ class Trainer:
     @torch.no_grad()
     def test(self, lengths: Sequence[int], batch: int) -> list[list[float]]:
         """Return wrong bits per sequence on new sequences: [S][lengths]."""
-        found = []
-        for length in lengths:
-            inputs, bits = self.sequences(length, batch)
-            found.append(wrong_bits(answers(self.models, inputs), bits))
-        return torch.stack(found, 1).tolist()
+        drawn = (self.sequences(length, batch) for length in lengths)
+        return torch.stack([wrong_bits(answers(self.models, inputs), bits) for inputs, bits in drawn], 1).tolist()
 
 
 def run(
@@ -196,8 +193,7 @@ def render(result: dict[str, Any]) -> str:
         lines.append(f"{point['iteration']:9}  " + "  ".join(f"{value:7.2f}" for value in point["wrong_bits"]))
     lines.append("")
     for seed in seeds:
-        found = result["solved"].get(str(seed))
-        if found is None:
+        if (found := result["solved"].get(str(seed))) is None:
             lines.append(f"seed {seed}: not below {SOLVED} after {curve[-1]['iteration'] if curve else 0} iterations")
             continue
         beyond = ", ".join(f"length {length}: {wrong:.2f}" for length, wrong in found["beyond"].items())

@@ -58,18 +58,15 @@ def run(
     scratch: str = "",
     progress: Callable[[str], object] = str,
 ) -> dict[str, Any]:
-    """Return rates in images per second.
+    """Return rates in images per second. Raises ManifestError for an unknown subject.
 
     ``subjects``: "engine" (the upper bounds, and one thread), "scaling" (decoding by 1, 2, 4, ... processes), "bad" (1%
     of the images corrupted), "torchvision" (decoding by it: alone, scaled, and in the extraction), "naive" (a plain
     loop), "clip-retrieval" (its inference, where it is installed), "dask" (one worker of a local cluster), "variants"
-    (channels-last, torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub id; otherwise a
-    ViT of ``width``, ``layers`` and ``patch`` with random weights. ``folder``: real images, of which the first ``images`` are
-    used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model leaves free.
-    ``threads``: model threads on a CPU.
-    ``pairs``: (image, text) requests per image for the naive loop, which encodes the image of each.
-
-    Raises ManifestError for an unknown subject.
+    (channels-last, torch.compile); the whole extraction is always measured too. ``model``: a CLIP-like folder or hub
+    id; otherwise a ViT of ``width``, ``layers`` and ``patch`` with random weights. ``folder``: real images, of which the
+    first ``images`` are used; otherwise they are drawn. ``workers``: decoding processes, 0 for the CPUs that the model
+    leaves free. ``threads``: model threads on a CPU. ``pairs``: (image, text) requests per image for the naive loop.
     """
     asked = selected("subject", subjects, SUBJECTS)
     torch.set_num_threads(threads)

@@ -65,10 +65,9 @@ def run(
     """Return the figures of each part, with its seconds and, if it failed, its "error".
 
     ``subjects``: of the step table, as named by ``bench._subjects``; each of ``repeats`` steps is timed alone.
-    ``seeds``, ``train``, ``test``: of ``bench table``. ``images``, ``layers``: of the extraction. ``tests``, ``workers``: tests and number of processes of pytest.
-    ``seconds``: a limit for every part, 0 for the part's own. ``save`` receives the figures after each part. A
-    ``device`` other than CUDA serves to try the benchmark itself.
-
+    ``seeds``, ``train``, ``test``: of ``bench table``. ``images``, ``layers``: of the extraction. ``tests``,
+    ``workers``: tests and number of processes of pytest. ``seconds``: a limit for every part, 0 for the part's own.
+    ``save`` receives the figures after each part. A ``device`` other than CUDA serves to try the benchmark itself.
     Raises ManifestError for an unknown part, FashionNTMError if the device does not exist.
     """
     asked = selected("part", parts, SECONDS)
@@ -177,8 +176,7 @@ def _line(part: str, found: dict[str, Any]) -> str:
 def render(figures: dict[str, Any]) -> str:
     """Return one line per part, the step table in milliseconds, and the extraction's own text."""
     lines = [f"{part}: {_line(part, found)}" for part, found in figures.items()]
-    rows = figures.get("steps", {}).get("steps", [])
-    if rows:
+    if rows := figures.get("steps", {}).get("steps", []):
         stages = sorted({row["stages"] for row in rows})
         ms = {(row["subject"], row["stages"]): f"{row['ms']:.2f}" if "ms" in row else "failed" for row in rows}
         lines += ["", "ms a step".ljust(14) + "".join(f"{f'C = {c}':>10}" for c in stages)]

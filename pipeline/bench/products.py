@@ -44,9 +44,8 @@ def run(
     """
     found = _products(data)[:pairs]
     if len(found) < 2 * held_out:
-        raise FashionNTMError(
-            f"{len(found)} products in {data or '.'}: {2 * held_out} are needed for held_out={held_out}"
-        )
+        needed = f"{2 * held_out} are needed for held_out={held_out}"
+        raise FashionNTMError(f"{len(found)} products in {data or '.'}: {needed}")
     order = np.random.default_rng(seed).permutation(len(found))
     test, train = ([found[i] for i in part] for part in (order[:held_out], order[held_out:]))
     sizes = {"image_size": image_size, "patch_size": patch_size, "max_tokens": 32}
@@ -76,11 +75,8 @@ def _retrieve(data: Path, test: list, folder: Path) -> tuple[dict[str, float], A
     turns = {key: (Turn(reference=key, captions=(title,)),) for key, title in test}
     sessions = tuple(Session(id=k, category="products", split="test", turns=t, target=k) for k, t in turns.items())
     images = {key: Image(id=key, file=f"{key}.jpg") for key in turns}
-    about: dict[str, Any] = {
-        "galleries": (Gallery(category="products", split="test", images=tuple(turns)),),
-        "sessions": sessions,
-    }
-    dataset = Dataset(name="products", images=images, images_root=data / "images", **about)
+    parts: Any = {"sessions": sessions, "galleries": (Gallery(category="products", split="test", images=tuple(turns)),)}
+    dataset = Dataset(name="products", images=images, images_root=data / "images", **parts)
     extractor = Component(name="clip", model=str(folder / "model"), store_dtype="float32")
     spec = RunSpec(name="products", dataset=Component(name="jsonl"), extractor=extractor)
     report = extract(dataset, load_extractor(spec, "cpu"), folder / "stores", progress="silent")

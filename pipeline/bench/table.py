@@ -27,6 +27,7 @@ from pipeline.training.data import session_features
 from pipeline.training.errors import DivergenceError
 from pipeline.training.job import Trained, TrainRequest, train_runs
 from pipeline.training.models import models as registry
+from pipeline.training.runs import Run
 from pipeline.training.validate import embed, scorer
 
 TRAINED = ("lstm", "gru", "transformer", "no_memory", "turn_weights", "cfir", "dialog_manager", "v_ntm", "cm_ntm")
@@ -64,10 +65,8 @@ def run(
         for model in models:
             progress(f"training and ranking {model}")
             runs, training, trained = Path(folder) / "runs", Training(epochs=epochs), registry.get(model).trainable
-            requests = [
-                TrainRequest(runs, "bench", store.fingerprint, model, {}, fit, training, seed)
-                for seed in range(seeds if trained else 1)
-            ]
+            shared, seeds_of = (runs, "bench", store.fingerprint), range(seeds if trained else 1)
+            requests = [TrainRequest(*shared, Run(model, {}, training, seed), fit) for seed in seeds_of]
             told[model] = training_seconds(requests, together)[0]
             predicted["training"] += told[model]
             blank, groups = untrained(requests[0]), [requests] if together else [[r] for r in requests]
@@ -81,9 +80,10 @@ def run(
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, held, candidates, target) for one in done]
         blocks = (BlockSpec(subset="all", label="All sessions"), BlockSpec(subset=SUBSET, label=SUBSET))
-        about: dict[str, Any] = {"title": "bench table", "run": "bench", "tested": models[-1], "blocks": blocks}
         rows = tuple(RowSpec(model=model, label=model) for model in models)
-        table = ResultsTable(kind="results", **about, rows=rows)
+        table = ResultsTable(
+            kind="results", title="bench table", run="bench", tested=models[-1], blocks=blocks, rows=rows
+        )
         with _timed(seconds, "statistics"):
             built = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
         with _timed(seconds, "printing"):

@@ -43,14 +43,12 @@ def run(
     """Return the median of ``repeats`` full steps (forward, backward, Adam) of each subject, interleaved by round.
 
     Random unit features, float32. ``runs``: seeds side by side in the row "fast K=...", 0 for none. ``public``: the
-    public-style cascade; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0:
-    as `train`. The lower bound is the time for the matrix products of the reference's
-    step at the speed of one large product, measured in the same rounds. ``matmul``: "high" or "medium"
-    (``training.matmul``) also times the last backend with its products rounded this way, and reports the deviation.
-    ``apart``: run each subject in a separate process, like a training, so that subjects do not share memory and caches.
-    "operations" are those that a step dispatches to the device, views not counted.
-
-    Raises ManifestError for another ``matmul``.
+    public-style cascade; ``compiled``: the reference under torch.compile. ``threads``: CPU threads; 0: as `train`. The
+    lower bound is the time for the matrix products of the reference's step at the speed of one large product, measured
+    in the same rounds. ``matmul``: "high" or "medium" (``training.matmul``) also times the last backend with its
+    products rounded this way, and reports the deviation; ManifestError for another one. ``apart``: run each subject in
+    a separate process, like a training, so that subjects do not share memory and caches. "operations" are those that a
+    step dispatches to the device, views not counted.
     """
     known = get_args(Training.model_fields["matmul"].annotation)
     if matmul not in known:
@@ -74,10 +72,8 @@ def run(
                 counted = [name for name in names if name != "compiled"]  # it would recompile
                 counts = {name: subjects[name].operations() for name in counted}
             flops = flops_of_step(model, features)
-            floor, size = (
-                1e3 * flops / (operations / median(timed.pop("gemm"))),
-                sum(p.numel() for p in model.parameters()),
-            )
+            floor = 1e3 * flops / (operations / median(timed.pop("gemm")))
+            size = sum(p.numel() for p in model.parameters())
             about = {"gflop": flops / 1e9, "threads": chosen if device.type == "cpu" else 0, "parameters": size}
             for name, times in timed.items():
                 row = {"stages": c, "backend": name, "ms": 1e3 * median(times), "fastest_ms": 1e3 * min(times)}

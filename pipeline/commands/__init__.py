@@ -36,8 +36,13 @@ def sections_of(package: str) -> dict[str, list[click.Command]]:
 
 
 def _name_values(command: click.Command) -> None:
-    """Name the values of the options in --help: N, DIR, FILE, or a text or a fraction by its option (--model MODEL)."""
+    """Name the values of the options in --help: N, DIR, FILE, or a text or a fraction by its option (--model MODEL).
+
+    An empty default is not shown.
+    """
     for option in command.params:
+        if isinstance(option, click.Option) and option.default == "":
+            option.show_default = False
         if isinstance(option, click.Option) and option.metavar is None and not option.is_flag:
             own = option.opts[-1].strip("-").upper() if option.type.name.startswith(("text", "float")) else None
             option.metavar = VALUES.get(option.type.name, own)

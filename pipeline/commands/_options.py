@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,6 +44,11 @@ def option_folders(f: F) -> F:
 def option_inputs(f: F) -> F:
     """Add --set, --data and --out."""
     return option_set(option_folders(f))
+
+
+def choice(*names: str, of: Sequence[str], help: str | None = None) -> Callable[[F], F]:
+    """Return an option whose value is one of ``of``; default: the first."""
+    return click.option(*names, type=click.Choice(of), default=of[0], help=help)
 
 
 option_json = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")

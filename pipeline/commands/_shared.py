@@ -40,7 +40,7 @@ class Job:
     @cached_property
     def spec(self) -> RunSpec:
         """Return the checked spec; commands that it prints repeat the options of this call."""
-        from pipeline.analysis.tuning.sealed import read_spec
+        from pipeline.analysis.tuning.trials import read_spec
         from pipeline.jobs.specs import check_components
 
         words = repeated_options(self.overrides, self.data, self.out)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._options import EXISTING_FOLDER, PATH, option_device, option_inputs, option_out
+from pipeline.commands._options import EXISTING_FOLDER, PATH, choice, option_device, option_inputs, option_out
 from pipeline.commands._shared import Job, Printed, job_command, log, prints
 
 if TYPE_CHECKING:
@@ -97,11 +97,10 @@ def explain(words: tuple[str, ...], out: Path, **options: Any) -> Printed:
 )
 @target_command
 @click.option("--to", "folder", type=PATH, required=True, help="Folder to write; new or empty.")
-@click.option(
+@choice(
     "--format",
     "form",
-    type=click.Choice(["npy", "safetensors", "parquet", "faiss"]),
-    default="npy",
+    of=("npy", "safetensors", "parquet", "faiss"),
     help="parquet and faiss need the extra of that name, such as fashion-ntm[parquet].",
 )
 @prints
@@ -152,19 +151,17 @@ def gc(job: Job, others: tuple[str, ...], alone: bool, superseded: bool, dry_run
     from pipeline.stores.collect import collect_specs, collect_store, remove_superseded, superseded_text
     from pipeline.stores.targets import is_spec, require_store
 
-    kept = [replace(job, given=spec, overrides=()) for spec in others]
-    if is_spec(job.given, job.out):
-        requests = [open_request(one) for one in (job, *kept)]
+    of_spec, kept = is_spec(job.given, job.out), [replace(job, given=spec, overrides=()) for spec in others]
+    requests = [open_request(one) for one in ([job, *kept] if of_spec else kept)]
+    if of_spec:
         results = collect_specs(requests, dry_run=dry_run, alone=alone)
     else:
-        requests = [open_request(one) for one in kept]
         results = [collect_store(require_store(job.given, job.out), requests, dry_run=dry_run, alone=alone)]
     found, lines = [result.as_dict() for result in results], [result.text() for result in results]
     if superseded:
-        if not is_spec(job.given, job.out):
+        if not of_spec:
             raise click.UsageError("--superseded needs a SPEC, whose dataset is meant")
-        request = requests[0]
-        removed = remove_superseded(request.workspace, request.dataset.name, dry_run=dry_run)
+        removed = remove_superseded(job.workspace, job.dataset.name, dry_run=dry_run)
         found += [{"superseded": store, "dry_run": dry_run} for store in removed]
         lines.append(superseded_text(removed, dry_run))
     if leftovers := remove_leftovers(job.out, dry_run=dry_run):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.commands._options import PATH, option_data
+from pipeline.commands._options import PATH, choice, option_data
 from pipeline.commands._shared import Job, Printed, job_command, load, log, prints, sessions_command
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ def splits(job: Job, to: Path | None) -> Printed:
 
 @click.command("leaks", epilog="Example: fashion-ntm leaks mt_fashioniq-caption --data DIR")
 @sessions_command
-@click.option(
+@choice(
     "--scope",
-    type=click.Choice(["category", "dataset"]),
-    default="category",
+    of=("category", "dataset"),
     help="Look for overlaps with the train sessions of the own category, or of the whole dataset.",
 )
 @click.option(

@@ -85,11 +85,7 @@ def search(
 @click.command("serve", epilog="Example: fashion-ntm serve demo --data out/demo --out out/demo")
 @job_command
 @click.option(
-    "--run",
-    "runs",
-    multiple=True,
-    metavar="ID",
-    help="Run id, or its first digits; repeatable. Default: all finished runs of the spec.",
+    "--run", "runs", multiple=True, metavar="ID", help="Run id or first digits; repeatable. Default: all finished runs."
 )
 @option_host
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="0: a free one.")
@@ -109,7 +105,7 @@ def serve(
 
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
     engine = open_engine(job.experiment, runs, cached_only, limits)
-    saved = saved_folder(save, engine, log)
+    saved = saved_folder(save, engine, log) if save else None
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_app(engine, title, token, hosts, saved), host, port, log, click.echo)
 
@@ -146,10 +142,7 @@ def study() -> None:
     "where they are trained.",
 )
 @click.option(
-    "--sessions",
-    type=click.IntRange(1),
-    default=45,
-    help="Questions: test sessions drawn at random among those where the models differ.",
+    "--sessions", type=click.IntRange(1), default=45, help="Questions: random test sessions where the models differ."
 )
 @click.option("--top", "k", type=click.IntRange(1, 10), default=1, help="Results shown of each model.")
 @click.option("--seed", type=int, default=0, help="Seed of the draw and of every order.")

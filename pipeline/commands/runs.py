@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._options import EXISTING_FILE, FOLDER, PATH, option_folders, option_out
+from pipeline.commands._options import EXISTING_FILE, FOLDER, PATH, choice, option_folders, option_out
 from pipeline.commands._shared import Job, Printed, job_command, log, prints, show, stage2_command
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def compare(**asked: Any) -> Printed:
 
 @click.command("results", epilog="Example: fashion-ntm results demo --model lstm --format trec --to lists")
 @stage2_command
-@click.option("--format", "form", type=click.Choice(["trec", "jsonl", "cirr", "circo", "beir"]), default="trec")
+@choice("--format", "form", of=("trec", "jsonl", "cirr", "circo", "beir"))
 @click.option("--to", type=FOLDER, required=True, help="Output folder.")
 @click.option(
     "--top", type=click.IntRange(1), default=1000, metavar="K", help="Candidates per session; server formats take 50."
@@ -140,13 +140,7 @@ def rm(runs: tuple[str, ...], where: tuple[str, ...], dry_run: bool, data: Path,
 )
 @click.argument("given", metavar="RUN")
 @click.option("--to", type=PATH, required=True, help="Folder to write; new or empty.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["torch", "onnx"]),
-    default="torch",
-    help="torch: torch.export files (.pt2); onnx needs the extra fashion-ntm[onnx].",
-)
+@choice("--format", "form", of=("torch", "onnx"), help="torch: torch.export files (.pt2); onnx needs the extra [onnx].")
 @click.option("--turns", type=click.IntRange(1, 64), default=8, help="Longest session of the graph.")
 @option_folders
 @prints

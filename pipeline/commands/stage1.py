@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._options import FOLDER, option_device
+from pipeline.commands._options import FOLDER, choice, option_device
 from pipeline.commands._shared import Job, Printed, job_command, load, log, prints
 
 if TYPE_CHECKING:
@@ -55,13 +55,12 @@ option_precision = click.option(
 @job_command
 @option_device
 @click.option(
-    "--batch-size", type=BatchSize(), default="auto", help="Items per pass; auto measures it; a resumed job keeps it."
+    "--batch-size", type=BatchSize(), default="auto", help="Items per batch; auto measures it; a resumed job keeps it."
 )
 @option_precision
-@click.option(
+@choice(
     "--form",
-    type=click.Choice(["plain", "channels-last", "compiled"]),
-    default="plain",
+    of=("plain", "channels-last", "compiled"),
     help="How the image tower runs; the features agree up to rounding. Compiling takes about a minute.",
 )
 @click.option(
@@ -237,8 +236,6 @@ def check_extractor(job: Job, published: dict[str, float], tolerance: float, to:
     spec, dataset = next(iter(made.values())), next(iter(datasets.values()))
     make_features(spec, dataset, job.workspace, job.device, log)
     experiment = Experiment(spec, dataset, job.workspace, job.device, log)
-    scores = [
-        score(experiment, data, protocol, published or published_values(spec, protocol), tolerance, to)
-        for protocol, data in datasets.items()
-    ]
+    asked = ((data, name, published or published_values(spec, name)) for name, data in datasets.items())
+    scores = [score(experiment, *one, tolerance, to) for one in asked]
     return [s.as_dict() for s in scores], "\n\n".join(s.text() for s in scores)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from manifests.commandline import folder_options
-from pipeline.commands._options import EXISTING_FILE, option_device, option_inputs, option_models, parse_numbers
+from pipeline.commands._options import EXISTING_FILE, choice, option_device, option_inputs, option_models, parse_numbers
 from pipeline.commands._shared import Job, Printed, job_command, log, prints, sessions_command, show, stage2_command
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ def run(job: Job, models: tuple[str, ...], seeds: tuple[int, ...] | None) -> Non
 )
 @stage2_command
 @click.option("--force", is_flag=True, help="Train finished runs again.")
-@click.option(
+@choice(
     "--backend",
-    type=click.Choice(["auto", "reference", "fast", "numba", "graph", "triton"]),
-    default="auto",
+    of=("auto", "reference", "fast", "numba", "graph", "triton"),
     help="How the CM-NTM's steps are computed; auto takes the first that can of triton, graph, numba, fast, reference.",
 )
 @click.option(
@@ -178,12 +177,7 @@ def ablate(spec: str, run: str, variants: tuple[str, ...], dry_run: bool, data: 
     help="hidden=50,100 or dropout=0..0.5 or training.learning_rate=1e-4..1e-2:log. Repeatable. Default: the options "
     "of the model that usually matter.",
 )
-@click.option(
-    "--sampler",
-    type=click.Choice(["random", "tpe"]),
-    default="random",
-    help="tpe learns from the trials so far; it needs the extra [tune].",
-)
+@choice("--sampler", of=("random", "tpe"), help="tpe learns from the trials so far; it needs the extra [tune].")
 @click.option(
     "--folds", type=click.IntRange(1), default=3, help="Pair-clean folds of train sessions; 1: the validation part."
 )
@@ -205,10 +199,9 @@ def tune(job: Job, **search: Any) -> Printed:
 @click.command("history", epilog="Example: fashion-ntm history demo")
 @sessions_command
 @click.option("--draws", type=click.IntRange(1), default=5, help="Draws of each random history.")
-@click.option(
+@choice(
     "--part",
-    type=click.Choice(["test", "train"]),
-    default="test",
+    of=("test", "train"),
     help="Sessions to rank; train: those that models are fitted on, among their own targets.",
 )
 @option_device
@@ -244,8 +237,8 @@ def history(job: Job, draws: int, part: Literal["test", "train"]) -> Printed:
 @prints
 def rerank(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **weights: Any) -> Printed:
     """Measure must-have / must-avoid re-ranking and a relevance cut-off; change no run."""
-    from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
+    from pipeline.analysis.rerank import reports_text, rerank_runs
     from pipeline.jobs.identities import asked_runs
 
-    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), Weights(**weights))
+    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), **weights)
     return reports, reports_text(reports)

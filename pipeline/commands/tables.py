@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.commands._options import FILE, PATH, option_device, option_inputs, option_json, parse_numbers
+from pipeline.commands._options import FILE, PATH, choice, option_device, option_inputs, option_json, parse_numbers
 from pipeline.commands._shared import Job, Printed, log, prints, sessions_command, show, stage2_command
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ DIAGNOSTICS, LEAKAGE, PAYS = "diagnostics", "leakage", "memory-pays"
 @click.command("table", epilog="Example: fashion-ntm table 1 --data DIR --format latex")
 @click.argument("name", metavar="SPEC")
 @click.option("--spec", default="", help="Run spec that fills the table. Default: the one that the table names.")
-@click.option("--format", "form", type=click.Choice(["md", "latex", "csv", "json"]), default="md")
+@choice("--format", "form", of=("md", "latex", "csv", "json"))
 @click.option(
     "--seeds", callback=parse_numbers, help="0..4 or 0,2,5. Default: all that are trained on the current data."
 )
@@ -66,13 +66,7 @@ def table(form: str, runs: tuple[str, ...], to: Path | None, as_json: bool, **as
 @click.option(
     "--spec", default="", help="For N: run spec whose runs are shown. Default: the one that the figure names."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["files", "csv", "json"]),
-    default="files",
-    help="For N: draw PNG, SVG and PDF files, or print the data.",
-)
+@choice("--format", "form", of=("files", "csv", "json"), help="For N: draw PNG, SVG and PDF files, or print the data.")
 @click.option("--to", type=PATH, help="For N: folder for the files. Default: OUT/figures.")
 @click.option("--run", "runs", multiple=True, help="For diagnostics: id or folder of a run. Repeatable.")
 @click.option(

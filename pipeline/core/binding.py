@@ -7,7 +7,6 @@ not to a dataset name: two folders with one name have two bindings. Stage 2 read
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import h5py
 
 from cache.catalogue import ENCODING, arrays_of, read_entries, sorted_entries
-from cache.files import replace_atomically, replacing
+from cache.files import replacing
 from cache.hdf5 import write_hdf5
 from cache.stat_cache import sha256_of, stamp_of
 from manifests.errors import IncompleteError
@@ -32,12 +31,8 @@ class StaleError(IncompleteError):
 
 def declared_digest(dataset: Dataset) -> str:
     """Return the SHA-256 (64 hex digits) of the dataset's image entries: ids, files, captions, attributes."""
-    return digest(
-        sorted(
-            [image.id, image.file, image.caption, sorted(dataset.attributes.get(image.id, {}).items())]
-            for image in dataset.images.values()
-        )
-    )
+    attributes = {image: sorted(own.items()) for image, own in dataset.attributes.items()}
+    return digest(sorted([i.id, i.file, i.caption, attributes.get(i.id, [])] for i in dataset.images.values()))
 
 
 def save_binding(folder: Path, keys: Mapping[str, bytes]) -> str:
@@ -82,11 +77,8 @@ def image_changes(dataset: Dataset, keys: Mapping[str, bytes], digests: Path) ->
         for image, key in image_keys(dataset.images.values(), dataset.images_root, digests).items():
             if isinstance(key, bytes) and keys.get(image) != key:
                 changed["have another content" if image in keys else "became readable"].append(image)
-    return " and ".join(
-        f"{len(ids):,} images {what} ({', '.join(map(repr, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''})"
-        for what, ids in changed.items()
-        if ids
-    )
+    shown = {what: ", ".join(map(repr, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN) for what, ids in changed.items()}
+    return " and ".join(f"{len(ids):,} images {what} ({shown[what]})" for what, ids in changed.items() if ids)
 
 
 def source_record(spec: RunSpec) -> dict[str, Any]:
@@ -128,9 +120,3 @@ def _sources(spec: RunSpec) -> list[tuple[str, Path]]:
     named = [(f"{part}.{key}", value) for part, options in parts for key, value in options.items()]
     paths = [(option, Path(value).expanduser()) for option, value in named if isinstance(value, str) and value]
     return [(option, path) for option, path in paths if path.exists()]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path`` atomically; create its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(*ENCODING))

@@ -37,9 +37,8 @@ class ClusterError(FashionNTMError):
 def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator[Client]:
     """Yield a client of the cluster at ``scheduler`` (tcp://host:port), or of ``local`` new processes.
 
-    ``threads``: concurrent tasks per local process. A local process may start processes of its own (decoding), so it is
-    not daemonic; it still ends with this one. Raises ClusterError when Dask is missing, or the scheduler is unreachable
-    or ends during the job.
+    ``threads``: concurrent tasks per local process, which may start processes of its own (decoding), so it is not
+    daemonic; it still ends with this one. Raises ClusterError without Dask, or for a scheduler lost or not found.
     """
     try:
         import dask
@@ -47,18 +46,12 @@ def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator
     except ImportError as error:
         raise ClusterError(f"a cluster needs Dask's distributed ({error}): pip install 'dask[distributed]'") from error
     if not scheduler:
+        options: dict[str, Any] = {"n_workers": local, "threads_per_worker": threads, "processes": True}
+        options |= {"host": "127.0.0.1", "dashboard_address": None, "preload": [__name__]}
+        options |= {"silence_logs": 50, "memory_limit": 0}
         with (
             dask.config.set({"distributed.worker.daemon": False}),
-            LocalCluster(
-                n_workers=local,
-                threads_per_worker=threads,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address=None,
-                preload=[__name__],
-                silence_logs=50,
-                memory_limit=0,
-            ) as cluster,
+            LocalCluster(**options) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             yield client
@@ -67,10 +60,9 @@ def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator
     try:
         client = Client(scheduler, timeout=20, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {scheduler!r} ({' '.join(str(error).split())[:200]}; tried for "
-            f"{time.monotonic() - began:.0f} s): start `dask scheduler` and give the address that it prints"
-        ) from None
+        why = f"{' '.join(str(error).split())[:200]}; tried for {time.monotonic() - began:.0f} s"
+        fix = "start `dask scheduler` and give the address that it prints"
+        raise ClusterError(f"no Dask scheduler answers at {scheduler!r} ({why}): {fix}") from None
     with client:
         try:
             if not client.nthreads():
@@ -84,10 +76,8 @@ def connect(scheduler: str | None, local: int = 0, threads: int = 1) -> Iterator
 
 def lost(scheduler: str) -> ClusterError:
     """Return the error of a scheduler that ended or became unreachable during a job."""
-    return ClusterError(
-        f"the Dask scheduler at {scheduler} ended during the job, or its connection broke: start it and its workers "
-        "again, and run the same command with its address to resume"
-    )
+    what = f"the Dask scheduler at {scheduler} ended during the job, or its connection broke"
+    return ClusterError(f"{what}: start it and its workers again, and run the same command with its address to resume")
 
 
 def wait_for_workers(client: Client) -> None:
@@ -95,10 +85,8 @@ def wait_for_workers(client: Client) -> None:
     try:
         client.wait_for_workers(1, timeout=60)
     except TimeoutError:
-        raise ClusterError(
-            f"the cluster at {client.scheduler.address} has had no worker for a minute: start some, and run the same "
-            "command again"
-        ) from None
+        what = f"the cluster at {client.scheduler.address} has had no worker for a minute"
+        raise ClusterError(f"{what}: start some, and run the same command again") from None
 
 
 def dask_setup(worker: Any) -> None:
@@ -146,6 +134,5 @@ def claim_gpu(count: int, folder: Path | None = None) -> str:
             continue
         _claims.append(handle)
         return f"cuda:{index}"
-    raise WorkerError(
-        f"all {count} GPUs of {socket.gethostname()} are held by other workers: start one worker process a GPU"
-    )
+    what = f"all {count} GPUs of {socket.gethostname()} are held by other workers"
+    raise WorkerError(f"{what}: start one worker process a GPU")

@@ -39,9 +39,8 @@ def resolve_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", 0)
     if str(device) not in found:
-        raise DeviceError(
-            f"device {name!r} is not available here: this machine has {', '.join(found)} (try --device auto)"
-        )
+        what = f"device {name!r} is not available here"
+        raise DeviceError(f"{what}: this machine has {', '.join(found)} (try --device auto)")
     return device
 
 

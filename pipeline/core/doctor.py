@@ -68,12 +68,8 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    return [
-        Finding(name, "ok", version)
-        if (version := _version(name))
-        else Finding(name, "broken", "not installed", "python -m pip install -e .")
-        for name in PACKAGES
-    ]
+    missing = ("broken", "not installed", "python -m pip install -e .")
+    return [Finding(name, *(("ok", version) if (version := _version(name)) else missing)) for name in PACKAGES]
 
 
 def _extras() -> list[Finding]:

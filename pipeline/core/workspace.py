@@ -15,13 +15,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from cache import Store
+from cache.catalogue import ENCODING
+from cache.files import write_json
 from manifests.errors import IncompleteError
 from manifests.identity import changed_fields, digest
 from manifests.load import portable
 from manifests.schema import Dataset, RunSpec
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request, is_joint
-from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes, write_json
+from pipeline.core.binding import StaleError, declared_digest, image_changes, load_binding, source_changes
 from pipeline.core.image_files import DIGESTS
 
 ASIDE = ".removed-"  # prefix of their names
@@ -58,11 +60,13 @@ class Workspace:
         self.out = out
         self.stores = out / "stores"
         self.runs = out / "runs"
+        self.records = out / "extracted"
+        self.bindings = self.records / "bindings"
         self._checked: dict[Any, tuple[Dataset, dict[str, bytes]]] = {}  # bindings already checked in this process
 
     def note_path(self, spec: RunSpec) -> Path:
         """Return the record's path, one per spec, dataset and extractor, so that specs of one name do not collide."""
-        return self.out / "extracted" / f"{spec.name}-{extraction_request(spec)[:8]}.json"
+        return self.records / f"{spec.name}-{extraction_request(spec)[:8]}.json"
 
     def note(self, spec: RunSpec) -> FeatureRecord | None:
         """Return the record of this spec's extraction, or None if there is none yet."""
@@ -74,16 +78,11 @@ class Workspace:
             return None
 
     def write_note(self, spec: RunSpec, note: FeatureRecord) -> None:
-        write_json(self.note_path(spec), asdict(note))
-
-    @property
-    def bindings(self) -> Path:
-        return self.out / "extracted" / "bindings"
+        write_json(self.note_path(spec), asdict(note), ENCODING[1])
 
     def earlier_records(self, spec: RunSpec) -> list[Path]:
         """Return records of this spec name with another dataset, extractor or version; latest last."""
-        folder = self.out / "extracted"
-        found = [*folder.glob(f"{spec.name}.json"), *folder.glob(f"{spec.name}-????????.json")]
+        found = [*self.records.glob(f"{spec.name}.json"), *self.records.glob(f"{spec.name}-????????.json")]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def extracted(self, spec: RunSpec) -> FeatureRecord:
@@ -108,10 +107,8 @@ class Workspace:
         again = f"run `{spec.command('extract')}`"
         keys = load_binding(self.bindings, note.binding)
         if declared_digest(dataset) != note.declared:
-            raise StaleError(
-                f"the image ids, files, captions or attributes of dataset '{dataset.name}' are not those that were "
-                f"extracted for spec '{spec.name}': {again}"
-            )
+            what = f"the image ids, files, captions or attributes of dataset '{dataset.name}'"
+            raise StaleError(f"{what} are not those that were extracted for spec '{spec.name}': {again}")
         digests = self.stores / dataset.name / DIGESTS
         if note.gallery == "image" and (changes := image_changes(dataset, keys, digests)):
             raise StaleError(f"dataset '{dataset.name}': since the extraction {changes}: {again}")
@@ -133,16 +130,12 @@ class Workspace:
         """
         note, backbone = self.extracted(spec), self.backbone(spec, dataset)
         now = composer_identity(spec, dataset, backbone)
+        composer, fit = f"the composer of spec '{spec.name}'", f"run `{spec.command('fit-composer')}`"
         if not note.store:
-            raise IncompleteError(
-                f"the composer of spec '{spec.name}' is not fitted yet: run `{spec.command('fit-composer')}`"
-            )
+            raise IncompleteError(f"{composer} is not fitted yet: {fit}")
         if note.composer != now:
             changed = "; ".join(changed_fields(note.composer or {}, now or {}))
-            raise StaleError(
-                f"the composer of spec '{spec.name}' changed since its features were composed ({changed}): "
-                f"run `{spec.command('fit-composer')}`"
-            )
+            raise StaleError(f"{composer} changed since its features were composed ({changed}): {fit}")
         return Store.open(self.stores / note.store).bound_to(backbone.catalogue())
 
     def write_composed(self, spec: RunSpec, dataset: Dataset, store: Path) -> None:
@@ -179,10 +172,8 @@ def remove_leftovers(out: Path, *, dry_run: bool) -> dict[str, int]:
 
 
 def leftovers_text(found: Mapping[str, int], dry_run: bool) -> str:
-    would = "would be " if dry_run else ""
-    return "\n".join(
-        f"debris {path} ({size:,} bytes) of an interrupted removal {would}removed" for path, size in found.items()
-    )
+    end = f"of an interrupted removal {'would be ' if dry_run else ''}removed"
+    return "\n".join(f"debris {path} ({size:,} bytes) {end}" for path, size in found.items())
 
 
 def size_of(folder: Path) -> int:

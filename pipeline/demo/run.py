@@ -8,7 +8,6 @@ from pathlib import Path
 
 from manifests.commandline import command_line
 from manifests.load import load_dataset, load_spec
-from manifests.schema import RunSpec
 from pipeline.analysis.cells import Table
 from pipeline.analysis.render import to_text
 from pipeline.analysis.tables import TableRequest, build_table
@@ -33,16 +32,11 @@ WHERE = (  # measured: the pages give the numbers
 )
 
 
-def demo_spec(out: Path) -> tuple[RunSpec, list[str]]:
-    options = ["--data", str(out), "--out", str(out)]
-    return load_spec("demo", given=shlex.join(["demo", *options])), options
-
-
 def demo(out: Path, device: str, log: Log) -> str:
     """Render, extract, train and evaluate as far as missing; return the last screen as text."""
     began = time.perf_counter()
-    spec, options = demo_spec(out)
-    workspace = Workspace(out)
+    options, workspace = ["--data", str(out), "--out", str(out)], Workspace(out)
+    spec = load_spec("demo", given=shlex.join(["demo", *options]))
     log("rendering the catalog (kept from an earlier demo where it is the same) ...")
     dataset = load_dataset(spec, out)
     log(f"stage 1: {len(dataset.images):,} images, {len(dataset.sessions):,} sessions")

@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from manifests.errors import Problems, nearest
+from manifests.errors import Problems
 from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 from pipeline.evaluation.metrics import PRECISION_CUTOFFS, average_precision
-from pipeline.evaluation.ranked_files import Ranked, read_ranked
+from pipeline.evaluation.ranked_files import Ranked, check_lists, read_ranked
 
 CIRR_CUTOFFS, SUBSET_CUTOFFS = (1, 5, 10, 50), (1, 2, 3)
 ASPECT_CUTOFF = 10  # of CIRCO, besides PRECISION_CUTOFFS
@@ -66,16 +66,7 @@ def score_benchmark(ranked: Path, annotations: Path) -> BenchmarkScore:
     queries = read_annotations(annotations, problems)
     problems.raise_if_any()
     problems = Problems(ranked)
-    lists = read_ranked(ranked, problems)
-    seen: dict[str, str] = {}
-    for one in lists:
-        if seen.setdefault(one.session, one.place) != one.place:
-            problems.add(one.place, f"query {one.session!r} is listed before", f"at {seen[one.session]}")
-        if one.session not in queries:
-            problems.add(one.place, f"no query {one.session!r}", nearest(one.session, queries))
-        if len(set(one.images)) < len(one.images):
-            problems.add(one.place, f"query {one.session!r}: an image is listed twice", "keep its best rank")
-    given = {one.session: one for one in lists}
+    given = check_lists(read_ranked(ranked, problems), queries, "query", problems)
     if missing := [name for name in queries if name not in given]:
         what = f"{len(missing):,} of {len(queries):,} queries have no list, such as {missing[0]!r}"
         problems.add("", what, "the benchmark counts every query")

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from cache.hdf5 import require_own_data
 from cache.seal import RESULTS_SEAL, SealError, check_seal, write_seal
 from manifests.errors import IncompleteError
@@ -79,7 +79,7 @@ class ResultFiles:
     def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
         """Write both files and seal them. If the write is interrupted, an older seal no longer matches."""
         save_results(self.results, evaluation, self.run.name)
-        save_summary(self.summary, summary)
+        write_json(self.summary, summary)
         write_seal(self.folder, KIND, _name(self.folder), [self.results.name, self.summary.name], RESULTS_SEAL)
 
 
@@ -149,12 +149,6 @@ def load_results(path: Path) -> Evaluation:
         raise
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise ResultsError(f"{path}: damaged ({error}): {again}") from error
-
-
-def save_summary(path: Path, summary: dict[str, Any]) -> None:
-    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_atomically(path, text.encode())
 
 
 def load_summary(path: Path) -> dict[str, Any]:

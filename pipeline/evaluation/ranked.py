@@ -11,7 +11,7 @@ from manifests.errors import ManifestError, Problem, Problems, nearest
 from manifests.leaks import subset_ids
 from manifests.schema import Dataset
 from pipeline.evaluation.evaluate import ALL, Evaluation
-from pipeline.evaluation.ranked_files import Ranked, read_ranked
+from pipeline.evaluation.ranked_files import Ranked, check_lists, read_ranked
 
 _SHOWN = 20  # problems listed; the rest is counted
 
@@ -64,25 +64,13 @@ def _rank(ranked: Ranked, target: str, size: int) -> int:
 def _check(lists: Sequence[Ranked], dataset: Dataset, partial: bool, problems: Problems) -> None:
     sessions = {s.id: s for s in dataset.split("test")}
     galleries = {g.category: frozenset(g.images) for g in dataset.galleries if g.split == "test"}
-    seen: dict[str, str] = {}
-    for ranked in lists:
-        session = sessions.get(ranked.session)
-        if session is None:
-            problems.add(ranked.place, f"no test session {ranked.session!r}", nearest(ranked.session, sessions))
-            continue
-        if ranked.session in seen:
-            problems.add(ranked.place, f"session {ranked.session!r} is listed before", f"at {seen[ranked.session]}")
-        seen.setdefault(ranked.session, ranked.place)
-        gallery = galleries[session.category]
-        unknown = [image for image in ranked.images if image not in gallery]
-        if unknown:
-            what = f"session {ranked.session!r}: {len(unknown)} images are not in the gallery of {session.category!r}"
+    found = check_lists(lists, sessions, "test session", problems)
+    for name, ranked in found.items():
+        gallery = galleries[category := sessions[name].category]
+        if unknown := [image for image in ranked.images if image not in gallery]:
+            what = f"session {name!r}: {len(unknown)} images are not in the gallery of {category!r}"
             problems.add(ranked.place, f"{what}, such as {unknown[0]!r}", nearest(unknown[0], gallery))
-        if len(set(ranked.images)) < len(ranked.images):
-            twice = next(i for n, i in enumerate(ranked.images) if i in ranked.images[:n])
-            what = f"session {ranked.session!r}: image {twice!r} is listed twice"
-            problems.add(ranked.place, what, "keep its best rank")
-    missing = [name for name in sessions if name not in seen]
+    missing = [name for name in sessions if name not in found]
     if missing and not partial and not problems.found:
         what = f"{len(missing):,} of {len(sessions):,} test sessions have no list, such as {missing[0]!r}"
         problems.add("", what, "add them, or score the others with --partial")

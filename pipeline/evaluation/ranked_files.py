@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from cache.files import replace_atomically
-from manifests.errors import Problems
+from manifests.errors import Problems, nearest
 from manifests.schema import Session
 from manifests.text import JsonError, brief, decode_text, parse_json, read_bounded
 from pipeline.evaluation.evaluate import Candidates
@@ -61,10 +61,8 @@ def write_ranked(path: Path, form: str, lists: Iterable[Ranked], tag: str) -> No
 def _trec(ranked: Ranked, tag: str) -> str:
     scores = ranked.scores or tuple(-float(n) for n in range(len(ranked.images)))
     name = coded(ranked.session)
-    return "".join(
-        f"{name} Q0 {coded(image)} {n} {score:.9g} {tag}\n"
-        for n, (image, score) in enumerate(zip(ranked.images, scores, strict=True), start=1)
-    )
+    rows = enumerate(zip(map(coded, ranked.images), scores, strict=True), start=1)
+    return "".join(f"{name} Q0 {image} {n} {score:.9g} {tag}\n" for n, (image, score) in rows)
 
 
 def _json_line(ranked: Ranked) -> str:
@@ -162,6 +160,22 @@ def _read_json(text: str, path: Path, problems: Problems) -> list[Ranked]:
         else:
             problems.add(f"key {session!r}", f"found {brief(images)}", "expected a list of image ids", file=path)
     return made
+
+
+def check_lists(lists: Iterable[Ranked], known: Collection[str], kind: str, problems: Problems) -> dict[str, Ranked]:
+    """Return the lists by query; unknown and repeated queries and images go to ``problems``. ``kind``: of a query."""
+    found: dict[str, Ranked] = {}
+    for one in lists:
+        name = f"{kind} {one.session!r}"
+        if one.session not in known:
+            problems.add(one.place, f"no {name}", nearest(one.session, known))
+            continue
+        if (first := found.setdefault(one.session, one)) is not one:
+            problems.add(one.place, f"{name} is listed before", f"at {first.place}")
+        if len(set(one.images)) < len(one.images):
+            twice = next(i for n, i in enumerate(one.images) if i in one.images[:n])
+            problems.add(one.place, f"{name}: image {twice!r} is listed twice", "keep its best rank")
+    return found
 
 
 def ranked_lists(

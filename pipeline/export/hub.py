@@ -44,9 +44,8 @@ def push_run(folder: RunFolder, to: str, private: bool = False, say: Callable[[s
         api = HfApi()
         address = api.create_repo(to, private=private or None, exist_ok=True)
         if private and not api.repo_info(to).private:
-            raise HubError(
-                f"push {to}: the model exists and is public, so nothing was uploaded: name another with --to"
-            )
+            what = f"push {to}: the model exists and is public, so nothing was uploaded"
+            raise HubError(f"{what}: name another with --to")
         message = f"{folder.model} run {folder.id}"
         api.upload_folder(repo_id=to, folder_path=files, allow_patterns=list(FILES), commit_message=message)
         return str(address)
@@ -165,9 +164,8 @@ def _reach(call: Callable[[], Any], what: str) -> Any:
         if kind == "RevisionNotFoundError":
             raise HubError(f"{what}: the model has no such revision: check --revision") from None
         if kind == "RepositoryNotFoundError":
-            raise HubError(
-                f"{what}: no model of this name, or a private one: check the name, or log in with `hf auth login`"
-            ) from None
+            fix = "check the name, or log in with `hf auth login`"
+            raise HubError(f"{what}: no model of this name, or a private one: {fix}") from None
         if code in (401, 403) or kind == "LocalTokenNotFoundError":
             step = "log in with `hf auth login`, with a token that may write"
         elif code is not None:

@@ -27,7 +27,7 @@ from pipeline.jobs.managed_runs import run_named
 from pipeline.training.checkpoint import load_model
 from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.runs import RunFolder
-from pipeline.views.retrieval.live import store_composer
+from pipeline.views.retrieval.queries import store_composer
 
 Format = Literal["torch", "onnx"]
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
@@ -95,10 +95,8 @@ def export_run(folder: RunFolder, composer: Composer | None, to: Path, form: For
         raise ExportError(f"{to} is not an empty folder: name another with --to, or delete it first")
     model = load_model(folder.path)
     if model.scores and not isinstance(model, DialogManager):
-        raise ExportError(
-            f"{model.name} scores each candidate against all turns, which no f'_qry and index can: export another model "
-            "(`ls runs`), or rank with `serve` and the Python interface"
-        )
+        what = f"{model.name} scores each candidate against all turns, which no f'_qry and index can"
+        raise ExportError(f"{what}: export another model (`ls runs`), or rank with `serve` and the Python interface")
     step = step_of(model.eval())
     to.mkdir(parents=True, exist_ok=True)
     graphs = []
@@ -161,9 +159,8 @@ def _check(graph: Graph, call: Callable[[Sequence[Tensor]], Sequence[np.ndarray]
         for name, want, got in zip(graph.outputs, expected, call(inputs), strict=True):
             gap = float(np.abs(want.detach().numpy() - got).max()) / max(1.0, float(want.abs().max()))
             if not gap <= TOLERANCE:
-                raise ExportError(
-                    f"graph {graph.name}, output {name}, batch {batch}: differs from PyTorch by {gap:.1e}"
-                )
+                where = f"graph {graph.name}, output {name}, batch {batch}"
+                raise ExportError(f"{where}: differs from PyTorch by {gap:.1e}")
             worst = max(worst, gap)
     return worst
 

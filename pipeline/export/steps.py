@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from pipeline.composition.composers.base import Composer
 from pipeline.training.backends._plain import gru_cell, lstm_cell
+from pipeline.training.models._ntm import MemoryState
 from pipeline.training.models._residual import Residual
 from pipeline.training.models.avg import Average
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.models.cm_ntm import CMNTM
+from pipeline.training.models.cm_ntm import CMNTM, CascadeState
 from pipeline.training.models.dialog_manager import DialogManager
 from pipeline.training.models.ewma import EWMA
 from pipeline.training.models.gru import GRU
@@ -46,44 +47,22 @@ class CascadeStep(nn.Module):
 
     def forward(self, query: Tensor, turn: Tensor, average: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """query [B, D], turn int64 [], average [B, D], and memory, read, hidden, cell, weights of each stage."""
-        model = self.model
-        stages = model.initial_state(1).stages
-        size = len(stages[0])
-        states = tuple(type(s)(*state[n * size : (n + 1) * size]) for n, s in enumerate(stages))
-        output, moved = model._turn((*self._derived(query, turn), query), states)
-        output, average = residual_step(model.residual, query, turn, average, output)
-        return output, average, *(part for stage in moved for part in stage)
-
-    def _derived(self, query: Tensor, turn: Tensor) -> tuple[Tensor, ...]:
-        derived = self.model.derived
-        if derived is None:
-            return ()
-        place = turn.clamp(max=len(derived.running_mean) - 1).reshape(1)
-        mean, var = derived.running_mean.index_select(0, place)[0], derived.running_var.index_select(0, place)[0]
-        made = (F.linear(query, derived.weight) - mean) * torch.rsqrt(var + derived.eps) * derived.gain + derived.bias
-        return made.view(-1, derived.count, derived.dim).unbind(1)
+        size = len(MemoryState._fields)
+        stages = tuple(MemoryState(*state[n : n + size]) for n in range(0, len(state), size))
+        output, after = self.model.step(query, CascadeState(turn, stages, average))
+        return output, after.average.clone(), *(part for stage in after.stages for part in stage)
 
 
 class AverageStep(nn.Module):
-    """One turn of the mean of all turns: query [B, D], turn int64 [], total [B, D]."""
+    """One turn of the mean of all turns, or of EWMA: query [B, D], turn int64 [], sum or average [B, D]."""
 
-    def forward(self, query: Tensor, turn: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        total = total + query
-        return total / (turn + 1), total
-
-
-class MovingStep(nn.Module):
-    """One turn of EWMA: query [B, D], turn int64 [], average [B, D]."""
-
-    alpha: Tensor
-
-    def __init__(self, model: EWMA):
+    def __init__(self, model: MemoryModel):
         super().__init__()
-        self.register_buffer("alpha", model.alpha.clone())
+        self.model, self.state = model, type(model.initial_state(1))
 
-    def forward(self, query: Tensor, turn: Tensor, average: Tensor) -> tuple[Tensor, Tensor]:
-        average = torch.where(turn == 0, query, self.alpha * query + (1 - self.alpha) * average)
-        return average, average.clone()
+    def forward(self, query: Tensor, turn: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output, after = self.model.step(query, self.state(turn, state))
+        return output.clone(), after[1]
 
 
 class RecurrentStep(nn.Module):
@@ -109,8 +88,8 @@ class RecurrentStep(nn.Module):
         given = F.linear(read, self.weight_ih, self.bias_ih)
         kept = F.linear(state[0], self.weight_hh, self.bias_hh)
         state = lstm_cell(given + kept, state[1]) if len(state) == 2 else (gru_cell(given, kept, state[0]),)
-        output, average = residual_step(self.residual, query[:, : self.dim], turn, average, self.output(state[0]))
-        return output, average, *state
+        output, average = self.residual.step(query[:, : self.dim], average, turn, self.output(state[0]))
+        return output, average.clone(), *state
 
 
 class WeightedStep(nn.Module):
@@ -135,16 +114,6 @@ class Same(nn.Module):
         return query.clone()
 
 
-def residual_step(
-    residual: Residual, query: Tensor, turn: Tensor, average: Tensor, output: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute ``Residual.step`` with the number of earlier turns as a tensor."""
-    if residual.kind == "ewma":
-        average = torch.where(turn == 0, query, residual.alpha * query + (1 - residual.alpha) * average)
-        return average + output, average
-    return query + output if residual.kind else output, average.clone()
-
-
 def step_of(model: MemoryModel) -> Graph | str:
     """Return the graph of one turn, or the reason why this model has none."""
     query, turn = torch.randn(EXAMPLES, model.dim + model.texts), torch.tensor(0)
@@ -166,9 +135,9 @@ def step_of(model: MemoryModel) -> Graph | str:
         parts = {f"stage{n}__{k}": v.clone() for n, s in enumerate(stages, start=1) for k, v in s._asdict().items()}
         return graph(CascadeStep(model), average=average, **parts)
     if isinstance(model, Average):
-        return graph(AverageStep(), total=average)
+        return graph(AverageStep(model), total=average)
     if isinstance(model, EWMA):
-        return graph(MovingStep(model), average=average)
+        return graph(AverageStep(model), average=average)
     if isinstance(model, LastTurn):
         return Graph("step", "one turn: f_qry(n) -> f'_qry(n)", Same(), {"query": query}, ("output",))
     if isinstance(model, LSTM):

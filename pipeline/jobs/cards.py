@@ -40,15 +40,8 @@ def write_card(folder: RunFolder, title: str, record: FeatureRecord | None) -> b
 def card_text(row: Mapping[str, Any], title: str, record: FeatureRecord | None) -> str:
     """Return the card as Markdown with the metadata block that model hubs read."""
     tags = "[composed-image-retrieval, multi-turn-retrieval, fashion]"
-    lines = [
-        "---",
-        "library_name: fashion-ntm",
-        f"tags: {tags}",
-        "---",
-        "",
-        f"# {title}: {row['dataset']}, run {row['id']}",
-        "",
-    ]
+    lines = ["---", "library_name: fashion-ntm", f"tags: {tags}", "---", ""]
+    lines += [f"# {title}: {row['dataset']}, run {row['id']}", ""]
     lines += ["A memory model f_qry(1..N) -> f'_qry(1..N) for multi-turn image retrieval on cached features.", ""]
     settings = {"model": row["model"], **row["options"], "seed": row["seed"]}
     settings |= {f"training.{key}": value for key, value in row["training"].items()}
@@ -70,9 +63,8 @@ def _scores(row: Mapping[str, Any]) -> list[str]:
     ]
     notes = ["Final-turn retrieval of the test sessions, in percent; mean: of R@5 and R@8."]
     if len({found["n"] for found in row["test"].values()}) > 1:
-        notes.append(
-            f'Some test pairs are also train pairs: rely on "{SUBSETS[1]}" and "{SUBSETS[2]}", which leave such sessions out.'
-        )
+        clean = f'"{SUBSETS[1]}" and "{SUBSETS[2]}"'
+        notes.append(f"Some test pairs are also train pairs: rely on {clean}, which leave such sessions out.")
     return [*markdown([["sessions", *METRICS, "n"], *rows]), "", " ".join(notes)]
 
 

@@ -47,11 +47,9 @@ class Score:
 
     @property
     def warnings(self) -> list[str]:
-        return [
-            f"warning: {self.protocol}: {metric} differs from the published value by {gap:+.1f}, more than {self.tolerance:g}"
-            for metric, gap in self.differences.items()
-            if not abs(gap) <= self.tolerance  # nan accepts nothing
-        ]
+        what, most = f"warning: {self.protocol}", f"more than {self.tolerance:g}"
+        large = {m: gap for m, gap in self.differences.items() if not abs(gap) <= self.tolerance}  # nan accepts nothing
+        return [f"{what}: {m} differs from the published value by {gap:+.1f}, {most}" for m, gap in large.items()]
 
     def as_dict(self) -> dict[str, Any]:
         return {**vars(self), "differences": self.differences, "warnings": self.warnings}

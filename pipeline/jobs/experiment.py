@@ -15,10 +15,9 @@ from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Candidates, load_candidates
 from pipeline.jobs.identities import Run, RunIdentities
 from pipeline.training.checkpoint import load_model
-from pipeline.training.data import SessionFeatures, add_texts, session_features
+from pipeline.training.data import FoundRows, SessionFeatures, add_texts, find_rows, session_features
 from pipeline.training.errors import MissingFeaturesError
 from pipeline.training.job import TrainRequest
-from pipeline.training.lookup import FoundRows, find_rows
 from pipeline.training.models import MemoryModel, is_fitted
 from pipeline.training.views import view_features
 
@@ -110,8 +109,7 @@ class Experiment(RunIdentities):
             self.require_train(f"and model {run.model} is fitted on them")
         fit, validation = self.parts
         place = (self.workspace.runs, self.dataset.name, self.store.fingerprint)
-        split = (self.spec.validation, validation)
-        return TrainRequest(*place, run.model, run.options, fit, run.training, run.seed, *split)
+        return TrainRequest(*place, run, fit, self.spec.validation, validation)
 
     def model(self, run: Run) -> MemoryModel:
         """Return the trained model of a run, on the experiment's device. Raises IncompleteError if it is not trained."""

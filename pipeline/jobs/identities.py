@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from cache import Store
 from manifests.errors import ManifestError, Problem, most_frequent, nearest
-from manifests.identity import changed_fields, dialog_key, digest, pair_key, session_key, stack_keys, text_key
+from manifests.identity import changed_fields, digest, session_key, stack_keys
 from manifests.leaks import SUBSETS, subset_ids
 from manifests.presets import Preset, presets
 from manifests.schema import Dataset, RunSpec, Session, Training
@@ -20,26 +20,11 @@ from pipeline.core.image_files import is_transient
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import PROTOCOL
 from pipeline.evaluation.files import ResultFiles, ResultsError
-from pipeline.training.lookup import FoundRows, find_rows
+from pipeline.training.data import FoundRows, find_rows
 from pipeline.training.models import model_class
 from pipeline.training.models import models as registry
-from pipeline.training.runs import RunFolder, RunIdentity, list_runs, run_identity
-
-
-@dataclass(frozen=True)
-class Run:
-    """One requested run: a model with its options, training options and a seed. ``preset``: that named it, or ""."""
-
-    model: str
-    options: dict[str, Any]
-    training: Training
-    seed: int
-    preset: str = field(default="", compare=False)
-
-    @property
-    def asked(self) -> str:
-        """Name for --model and for displays: the preset's, or the model's."""
-        return self.preset or self.model
+from pipeline.training.runs import Run, RunFolder, RunIdentity, list_runs, run_identity
+from pipeline.training.views import captions_key, chat_key
 
 
 def asked_runs(spec: RunSpec, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
@@ -135,16 +120,8 @@ class RunIdentities:
     def identity(self, run: Run) -> RunIdentity:
         """Return all fields that can change the results of ``run``, computed from content keys alone."""
         fit, validation = self.found
-        return run_identity(
-            store_fingerprint=self.store.fingerprint,
-            sessions=fit.content,
-            model=run.model,
-            options=run.options,
-            training=run.training,
-            validation=self.spec.validation,
-            seed=run.seed,
-            validation_sessions=validation.content if validation else None,
-        )
+        held = validation.content if validation else None
+        return run_identity(run, self.store.fingerprint, fit.content, self.spec.validation, held)
 
     def folder(self, run: Run) -> RunFolder:
         """Return the folder of a run, which may not exist yet."""
@@ -162,14 +139,9 @@ class RunIdentities:
 
     def other_seeds(self, run: Run) -> list[int]:
         """Return the seeds of finished runs that differ from ``run`` in the seed alone."""
-        own = {k: v for k, v in self.identity(run).fields.items() if k != "seed"}
-        return sorted(
-            fields["seed"]
-            for _, fields in self._finished.get(run.model, [])
-            if isinstance(fields.get("seed"), int)
-            and fields["seed"] != run.seed
-            and {k: v for k, v in fields.items() if k != "seed"} == own
-        )
+        own, known = self.identity(run).fields, (fields for _, fields in self._finished.get(run.model, []))
+        alike = [fields["seed"] for fields in known if own | {"seed": fields.get("seed")} == fields]
+        return sorted(seed for seed in alike if isinstance(seed, int) and seed != run.seed)
 
     def current_runs(self, models: Sequence[str] = (), seeds: Sequence[int] | None = None) -> list[Run]:
         """Return the requested runs; without ``seeds``, also every other seed trained on the same data."""
@@ -195,14 +167,9 @@ class RunIdentities:
 
     def earlier(self, run: Run) -> list[str]:
         """Return one line ``field: old -> new`` per differing field of the closest finished run on other data."""
-        now = self.identity(run).fields
-        same = ("model", "training", "seed")
-        lines = [
-            changed_fields({"version": 1} | fields, now)
-            for _, fields in self._finished.get(run.model, [])
-            if all(fields.get(k) == now[k] for k in same)
-        ]
-        return min((found for found in lines if found), key=len, default=[])
+        now, same = self.identity(run).fields, ("model", "training", "seed")
+        alike = [f for _, f in self._finished.get(run.model, []) if all(f.get(k) == now[k] for k in same)]
+        return min(filter(None, (changed_fields({"version": 1} | f, now) for f in alike)), key=len, default=[])
 
     @cached_property
     def subsets(self) -> dict[str, set[str]]:
@@ -241,14 +208,12 @@ class RunIdentities:
         catalogue, sessions = self.store.catalogue(), self._test_sessions(view.turns)
         about = {"references": self.spec.references, "averaging": self.dataset.averaging, "view": view.model_dump()}
         identity = {"protocol": PROTOCOL | about, **self._test_identity(view.turns)}
-        family, seen = registry.get(run.model), (s.last(view.last or len(s.turns)) for s in sessions)
-        if family.dialogs:
-            rows = [dialog_key([pair_key(catalogue[t.reference], text_key(t.text)) for t in s.turns]) for s in seen]
-        elif view.last is not None and family.reads == "concatenated":
-            rows = [pair_key(catalogue[s.turns[0].reference], text_key(s.text)) for s in seen]
-        else:
+        family = registry.get(run.model)
+        if not family.dialogs and (view.last is None or family.reads != "concatenated"):
             return identity
-        there = digest((self.store.find("query", stack_keys(rows)) >= 0).tolist())
+        key = chat_key if family.dialogs else captions_key
+        rows = stack_keys(key(s.last(view.last or len(s.turns)), catalogue) for s in sessions)
+        there = digest((self.store.find("query", rows) >= 0).tolist())
         return identity | {"dialogs" if family.dialogs else "windows": there}
 
     def _test_sessions(self, turns: int | None) -> list[Session]:

@@ -62,9 +62,8 @@ def _card(card: dict[str, Any], indent: str) -> list[str]:
     lines = ["", f"{indent}{card['name']}"]
     for key, value in card.items():
         if key != "name" and value:
-            lines += textwrap.wrap(
-                f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=f"{indent}    "
-            )
+            further = f"{indent}    "
+            lines += textwrap.wrap(f"{key}: {value}", 100, initial_indent=f"{indent}  ", subsequent_indent=further)
     return lines
 
 
@@ -79,8 +78,7 @@ def listing(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of each kind; heavy modules are imported only for the kinds that need them.
 
-    A row is {"name": ..., "about": ...}, with more fields for ``detail``. ``where``, ``sort``: of runs, see
-    ``run_rows.chosen``.
+    A row is {"name", "about"}, with more fields for ``detail``. ``where``, ``sort``: of runs, see ``run_rows.chosen``.
     """
     found = {}
     for kind in kinds:
@@ -132,12 +130,8 @@ def _model_cards(part: Any) -> dict[str, Any]:
     if not hasattr(part, "cards"):
         return {}
     fitted = "fit-extractor trains it on a dataset's train triplets" if part.fittable else ""
-    return {
-        "tables": list(part.tables),
-        "reads": part.reads,
-        "fitting": fitted,
-        "cards": [card.as_dict() for card in part.cards],
-    }
+    cards = [card.as_dict() for card in part.cards]
+    return {"tables": list(part.tables), "reads": part.reads, "fitting": fitted, "cards": cards}
 
 
 def _stores(out: Path, detail: bool) -> list[dict[str, Any]]:

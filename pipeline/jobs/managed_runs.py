@@ -66,23 +66,27 @@ def runs_named(name: str, runs: Sequence[RunFolder], view: str = "") -> list[Run
 
 def _one_configuration(name: str, runs: Sequence[RunFolder]) -> None:
     """Check that the runs of a model's name have one configuration, so that they differ only in the seed."""
-    kinds: dict[str, list[str]] = {}
-    values: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for run in runs:
         identity = {k: v for k, v in run.record()["identity"].items() if k != "seed"}
-        kind = digest(identity)
-        kinds.setdefault(kind, []).append(run.id)
-        values[kind] = flat(identity)
+        kinds.setdefault(digest(identity), (flat(identity), []))[1].append(run.id)
     if len(kinds) < 2:
         return
-    keys = dict.fromkeys(key for found in values.values() for key in found)
-    differ = [key for key in keys if len({repr(found.get(key)) for found in values.values()}) > 1]
-    groups = []
-    for kind, ids in kinds.items():
-        told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values[kind].get(key))}" for key in differ)
+    differ, groups = _differing([values for values, _ in kinds.values()]), []
+    for values, ids in kinds.values():
+        told = ", ".join(f"{key.removeprefix('model.options.')} {_short(values.get(key))}" for key in differ)
         groups.append(f"{','.join(ids)} ({told})")
     what, fix = f"{len(kinds)} configurations of this model", f"give the ids of one: {'; '.join(groups)}"
     raise ManifestError([Problem("run", name, what, fix)])
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return key -> values of all rows, None where a row lacks the key."""
+    return {key: [row.get(key) for row in rows] for key in dict.fromkeys(k for row in rows for k in row)}
+
+
+def _differing(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {key: values for key, values in _columns(rows).items() if len(set(map(repr, values))) > 1}
 
 
 def _short(value: Any) -> str:
@@ -130,12 +134,8 @@ def side_by_side(names: Sequence[str], data: Path, out: Path) -> dict[str, Any]:
     settings = [flat({key: row[key] for key in kept}) for row in rows]
     costs = [{key: row[key] for key in ("epochs", "seconds", "parameters")} for row in rows]
     scores = [flat({"validation": row["validation"], "test": row["test"]}) for row in rows]
-
-    def columns(values: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        return {key: [v.get(key) for v in values] for key in dict.fromkeys(k for v in values for k in v)}
-
-    differ = {key: v for key, v in columns(settings).items() if any(value != v[0] for value in v)}
-    return {"runs": [row["id"] for row in rows], "settings": differ, "scores": columns(costs) | columns(scores)}
+    ids = [row["id"] for row in rows]
+    return {"runs": ids, "settings": _differing(settings), "scores": _columns(costs) | _columns(scores)}
 
 
 def compare_text(found: Mapping[str, Any]) -> str:

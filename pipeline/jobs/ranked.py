@@ -6,20 +6,22 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.files import replace_atomically
+from cache.catalogue import ENCODING
+from cache.files import replace_atomically, write_json
 from manifests.errors import IncompleteError, ManifestError, Problem, Problems, nearest
 from manifests.identity import digest, file_digest
 from manifests.schema import Dataset
 from manifests.views import View
-from pipeline.core.binding import StaleError, write_json
+from pipeline.core.binding import StaleError
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.evaluation.files import load_results, load_summary, save_results, save_summary
+from pipeline.evaluation.files import load_results, load_summary, save_results
 from pipeline.evaluation.ranked import evaluate_ranked
 from pipeline.evaluation.ranked_files import FILES, Ranked, coded, ranked_lists, write_ranked
 from pipeline.jobs.experiment import Experiment
@@ -46,7 +48,7 @@ def write_results(experiment: Experiment, run: Run, form: str, folder: Path, top
         **{"queries": "session ids", "documents": "image ids"},
         **{"run": experiment.folder(run).id, "model": run.model, "seed": run.seed, "top": top},
     }
-    write_json(folder / "about.json", about)
+    write_json(folder / "about.json", about, ENCODING[1])
     if form == "beir":
         return [f for category in experiment.candidates for f in _beir(experiment, run, category, lists, folder, tag)]
     path = folder / FILES[form]
@@ -113,10 +115,7 @@ def _beir(
 
 @dataclass(frozen=True)
 class RankedFolder:
-    """Evaluation of another system's ranked list: OUT/ranked/<dataset>/<name>/{results.h5, summary.json}.
-
-    With a clean split, <dataset>-<protocol>.
-    """
+    """Evaluation of another system's list: OUT/ranked/<dataset>[-<clean split>]/<name>/{results.h5, summary.json}."""
 
     folder: Path
 
@@ -134,24 +133,20 @@ class RankedFolder:
 
     def save(self, evaluation: Evaluation, summary: dict[str, Any]) -> None:
         save_results(self.results, evaluation, self.folder.name)
-        save_summary(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
 
     def load(self, dataset: Dataset, view: View) -> dict[str, Any]:
         """Return the summary of ``view`` (sessions of some length). Raises IncompleteError if there is none, StaleError
         if its sessions, galleries or train pairs are not those of ``dataset``."""
-        name = self.folder.name
+        name, again = self.folder.name, f"evaluate SPEC --ranked FILE --name {self.folder.name}"
         if not self.results.is_file():
             known = sorted(p.name for p in self.folder.parent.glob("*") if (p / "results.h5").is_file())
-            raise IncompleteError(
-                f"no ranked list {name!r} is scored on {dataset.name}; {nearest(name, known)}: run `evaluate SPEC "
-                f"--ranked FILE --name {name}`"
-            )
+            what = f"no ranked list {name!r} is scored on {dataset.name}; {nearest(name, known)}"
+            raise IncompleteError(f"{what}: run `{again}`")
         summary = load_summary(self.folder / "summary.json")
         if summary.get("identity") != _identity(dataset):
-            raise StaleError(
-                f"ranked list {name!r} was scored on other sessions, galleries or train pairs than {dataset.name} has now: "
-                f"run `evaluate SPEC --ranked FILE --name {name}` again"
-            )
+            what = f"ranked list {name!r} was scored on other sessions, galleries or train pairs"
+            raise StaleError(f"{what} than {dataset.name} has now: run `{again}` again")
         if view.turns is None:
             return summary | {"results": str(self.results)}
         lengths = {s.id: len(s.turns) for s in dataset.split("test")}
@@ -166,13 +161,9 @@ def _part(evaluation: Evaluation, lengths: dict[str, int], turns: int) -> Evalua
     kept = np.array([lengths.get(i) == turns for i in evaluation.session_ids])
     if not kept.any():
         raise IncompleteError(f"the ranked list has no session of {turns} turns")
-
-    def some(values: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(v for v, keep in zip(values, kept, strict=True) if keep)
-
     names = ("session_ids", "categories", "target_ids")
     subsets = {name: members[kept] for name, members in evaluation.subsets.items()}
-    parts: dict[str, Any] = {name: some(getattr(evaluation, name)) for name in names}
+    parts: dict[str, Any] = {name: tuple(compress(getattr(evaluation, name), kept)) for name in names}
     return replace(evaluation, **parts, ranks=evaluation.ranks[kept], subsets=subsets)
 
 
@@ -186,18 +177,9 @@ def score_list(
     folder = RankedFolder.of(workspace, dataset, name)
     evaluation, unlisted = evaluate_ranked(path, dataset, partial)
     content = file_digest(path)
-    summary = evaluation.summary(
-        run=f"ranked-{content[:12]}",
-        model=name,
-        seed=None,
-        store=content,
-        dataset=dataset.name,
-        extractor=f"of ranked list {name}",
-        gallery="imported",
-        contaminated_on=list(trained_on),
-        identity=_identity(dataset),
-        list=path.name,
-    )
+    facts = {"run": f"ranked-{content[:12]}", "model": name, "seed": None, "store": content}
+    facts |= {"dataset": dataset.name, "extractor": f"of ranked list {name}", "gallery": "imported"}
+    summary = evaluation.summary(**facts, contaminated_on=list(trained_on), identity=_identity(dataset), list=path.name)
     folder.save(evaluation, summary)
     return evaluation, summary, unlisted
 

@@ -51,11 +51,8 @@ def make_features(
     first = extract_spec(spec, dataset, workspace, device)
     log(first.text())
     if first.composed is None and first.next_command == spec.command("fit-composer"):
-        log(
-            fit_composer_spec(
-                spec, dataset, workspace, lambda m: log(f"composer epoch {m['epoch']:.0f}: loss {m['loss']:.4f}")
-            ).text()
-        )
+        line = "composer epoch {epoch:.0f}: loss {loss:.4f}"
+        log(fit_composer_spec(spec, dataset, workspace, lambda metrics: log(line.format(**metrics))).text())
 
 
 @dataclass(frozen=True)
@@ -84,10 +81,8 @@ class Status:
         for model, seeds in self.runs.items():
             lines.append(f"{model:8} " + ", ".join(f"seed {seed}: {state}" for seed, state in seeds.items()))
         if self.leftovers:
-            size = sum(self.leftovers.values())
-            lines.append(
-                f"debris   {len(self.leftovers):,} folders of interrupted removals, {size:,} bytes: `cache gc` removes them"
-            )
+            found = f"{len(self.leftovers):,} folders of interrupted removals, {sum(self.leftovers.values()):,} bytes"
+            lines.append(f"debris   {found}: `cache gc` removes them")
         return "\n".join([*lines, "complete" if self.complete else "incomplete"])
 
 

@@ -32,9 +32,8 @@ def check_components(spec: RunSpec) -> None:
                 _check(losses, own_training.loss, f"models.{name}.training.loss", problems)
     _check(losses, spec.training.loss, "training.loss", problems)
     if spec.training.early_stopping and not spec.validation.fraction:
-        problems.add(
-            "key training.early_stopping", "needs sessions to validate on", "set validation.fraction, e.g. 0.1"
-        )
+        fix = "set validation.fraction, e.g. 0.1"
+        problems.add("key training.early_stopping", "needs sessions to validate on", fix)
     problems.raise_if_any()
 
 
@@ -54,11 +53,8 @@ def check_sessions(spec: RunSpec, dataset: Dataset, only: Sequence[str] = ()) ->
     _check_dialogs(spec, only)
     request = composer_request(spec)
     fitted = [f"composer {request.name}"] if request.needs_fitting else []
-    fitted += [
-        f"model {name}"
-        for name, options in spec.models.items()
-        if name in (only or spec.models) and is_fitted(name, options)
-    ]
+    run = {name: options for name, options in spec.models.items() if name in (only or spec.models)}
+    fitted += [f"model {name}" for name, options in run.items() if is_fitted(name, options)]
     if not fitted:
         return
     problems = Problems(spec.name)
@@ -93,8 +89,7 @@ def _check_dialogs(spec: RunSpec, only: Sequence[str]) -> None:
 
 def _check(registry: Registry, component: Component, place: str, problems: Problems) -> None:
     if component.name not in registry.names():
-        problems.add(
-            f"key {place}", f"unknown {registry.kind} {component.name!r}", nearest(component.name, registry.names())
-        )
+        what = f"unknown {registry.kind} {component.name!r}"
+        problems.add(f"key {place}", what, nearest(component.name, registry.names()))
     else:
         parse_options(registry.get(component.name).Options, component.options, problems.file, place, problems)

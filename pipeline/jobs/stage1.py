@@ -33,6 +33,8 @@ from pipeline.extraction.report import Report
 from pipeline.extraction.run import extract
 from pipeline.jobs.identities import what_helps
 
+OnEpoch = Callable[[dict[str, float]], None]
+
 
 @dataclass
 class StageOne:
@@ -66,18 +68,19 @@ class Fitted:
         return about | {"composed": self.composed.as_dict()}
 
     def text(self) -> str:
-        scores = ", ".join(f"{k} {v:.1f}" for k, v in self.about.get("validation", {}).items() if k != "triplets")
+        scores = _scores(self.about.get("validation", {}))
         head = f"composer {self.about['name']} ({'fitted before, kept' if self.reused else 'fitted'})"
         head += f"; single-turn on the validation sessions: {scores}" if scores else ""
         if folds := self.about.get("folds"):
-            seen, unseen = (
-                ", ".join(f"{k} {v:.1f}" for k, v in folds[n].items() if k != "triplets")
-                for n in ("in_sample", "out_of_fold")
-            )
+            seen, unseen = _scores(folds["in_sample"]), _scores(folds["out_of_fold"])
             head += f"\ncross-fitted, {folds['count']} folds; single-turn on the train sessions: {unseen} "
             head += f"by heads that have not seen them, {seen} by the head that has"
         weights = f"weights {self.folder} (composer.weights of other specs on these features)"
         return "\n".join([head, weights, self.composed.text(), f"next: {self.next_command}"])
+
+
+def _scores(values: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.1f}" for k, v in values.items() if k != "triplets")
 
 
 def extract_spec(
@@ -188,7 +191,7 @@ def plan_spec(
 
 
 def fit_composer_spec(
-    spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: Callable[[dict[str, float]], None] = lambda _: None
+    spec: RunSpec, dataset: Dataset, workspace: Workspace, on_epoch: OnEpoch = lambda _: None
 ) -> Fitted:
     """Fit the composer of ``spec``, or reuse a fitted one, and compose all features.
 
@@ -198,9 +201,8 @@ def fit_composer_spec(
     if is_joint(backbone):
         raise IncompleteError(f"extractor '{spec.extractor.name}' answers queries itself: it has no composer to fit")
     if not request.kind.trainable:
-        raise IncompleteError(
-            f"composer '{request.name}' has nothing to fit: `{spec.command('extract')}` composes with it"
-        )
+        what = f"composer '{request.name}' has nothing to fit"
+        raise IncompleteError(f"{what}: `{spec.command('extract')}` composes with it")
     folder = composer_folder(request, spec, dataset, backbone)
     reused = fitted(folder, request.folds)
     if not reused and request.weights is None:
@@ -212,19 +214,12 @@ def fit_composer_spec(
 
 
 def _fit(
-    request: ComposerRequest,
-    folder: Path,
-    spec: RunSpec,
-    dataset: Dataset,
-    backbone: Store,
-    on_epoch: Callable[[dict[str, float]], None],
+    request: ComposerRequest, folder: Path, spec: RunSpec, dataset: Dataset, backbone: Store, on_epoch: OnEpoch
 ) -> None:
     fit, validation = fitting_sessions(spec, dataset)
     if not fit:
-        fix = "add train sessions, or use composer fusion"
-        raise IncompleteError(
-            f"dataset '{dataset.name}' has no train sessions to fit composer {request.name} on: {fix}"
-        )
+        what = f"dataset '{dataset.name}' has no train sessions to fit composer {request.name} on"
+        raise IncompleteError(f"{what}: add train sessions, or use composer fusion")
     composer = new_composer(request, backbone)
     curve = []
     try:
@@ -277,9 +272,8 @@ def index_spec(spec: RunSpec, dataset: Dataset, workspace: Workspace, device: st
     if stage.next_command == spec.command("fit-composer"):
         name = spec.composer.name if spec.composer else "fusion"
         if dataset.split("train"):
-            raise IncompleteError(
-                f"composer '{name}' is not fitted yet: run `{stage.next_command}`, then `index` again"
-            )
+            what = f"composer '{name}' is not fitted yet"
+            raise IncompleteError(f"{what}: run `{stage.next_command}`, then `index` again")
         raise IncompleteError(
             f"composer '{name}' is not fitted, and a catalog has no sessions to fit it on: set composer.weights to "
             'the folder of a fitted one (`fit-composer` prints it), or composer.name = "fusion", which needs none'

@@ -27,17 +27,13 @@ from pipeline.training.validate import chance_recall, embed, scorer
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Execution):
     """Training options outside a run's identity. side_by_side: train runs of one shape together; None: only on CUDA.
 
-    force: train finished runs again. log: names of trackers that receive the metrics. threads: number of CPU threads; None: OMP_NUM_THREADS, or one.
+    log: names of trackers that receive the metrics.
     """
 
-    backend: str = "auto"
-    threads: int | None = None
     side_by_side: bool | None = None
-    diagnostics: bool = False
-    force: bool = False
     log: tuple[str, ...] = ()
 
 
@@ -82,17 +78,9 @@ def train_group(
     """
     messages, finished = _Messages(experiment, runs[0].asked, options), False
     try:
-        execution = Execution(
-            spec=portable(experiment.spec.model_dump(mode="json")),
-            backend=options.backend,
-            threads=options.threads,
-            again=options.force,
-            diagnostics=options.diagnostics,
-            progress=messages.epoch,
-            chosen=messages.chosen,
-            resumed=messages.resumed,
-        )
-        done = train_runs([experiment.request(run) for run in runs], execution)
+        spec = portable(experiment.spec.model_dump(mode="json"))
+        heard = replace(options, progress=messages.epoch, chosen=messages.chosen, resumed=messages.resumed)
+        done = train_runs([experiment.request(run) for run in runs], replace(heard, spec=spec))
         finished = True
     finally:
         messages.trackers.close(finished)
@@ -118,11 +106,11 @@ class _Messages:
         if "loss" in metrics:
             found = metrics.get("validation", {}).get("mean")
             shown = "" if found is None else f", validation mean of R@5 and R@8 {found:.1f}{self.chance}"
-            line = f"{self.model} seed {request.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
+            line = f"{self.model} seed {request.run.seed} epoch {metrics['epoch']}: loss {metrics['loss']:.4f}{shown}"
             self.experiment.log(line)
         if self.tracked:
             identity = request.identity
-            name = f"{request.dataset} {request.name} seed {request.seed} {identity.id}"
+            name = f"{request.dataset} {request.run.model} seed {request.run.seed} {identity.id}"
             self.trackers.log(Followed(id=identity.id, name=name, config=identity.fields), metrics)
 
     def chosen(self, choice: BackendChoice) -> None:
@@ -130,8 +118,8 @@ class _Messages:
             self.experiment.log(f"{self.model}: {choice.fallback}")
 
     def resumed(self, request: TrainRequest, after: int) -> None:
-        epochs = request.training.epochs
-        self.experiment.log(f"{self.model} seed {request.seed}: continues after epoch {after} of {epochs}")
+        run = request.run
+        self.experiment.log(f"{self.model} seed {run.seed}: continues after epoch {after} of {run.training.epochs}")
 
 
 def card(experiment: Experiment, folder: RunFolder) -> None:
@@ -198,18 +186,11 @@ def _facts(experiment: Experiment, run: Run, view: View) -> dict[str, Any]:
     dataset, note = experiment.dataset, experiment.workspace.extracted(experiment.spec)
     # Records of earlier versions lack the kind of candidates.
     captions = all(image.file is None for image in dataset.images.values())
-    return {
-        "run": experiment.folder(run).id,
-        "model": run.model,
-        "seed": run.seed,
-        "store": experiment.store.fingerprint,
-        "dataset": dataset.name,
-        "extractor": experiment.store.extractor,
-        "gallery": note.gallery or ("caption" if captions else "image"),
-        "contaminated_on": list(note.contaminated_on),
-        "spec": experiment.spec.name,
-        "view": view.model_dump(),
-    }
+    gallery, store = note.gallery or ("caption" if captions else "image"), experiment.store
+    facts = {"run": experiment.folder(run).id, "model": run.model, "seed": run.seed, "store": store.fingerprint}
+    facts |= {"dataset": dataset.name, "extractor": store.extractor, "gallery": gallery}
+    facts |= {"contaminated_on": list(note.contaminated_on), "spec": experiment.spec.name, "view": view.model_dump()}
+    return facts
 
 
 def summary_text(summaries: Sequence[dict[str, Any]]) -> str:

@@ -30,13 +30,11 @@ class Followed(Frozen):
 
 
 class Channel(Protocol):
-    """One run at a tracker."""
+    """One run at a tracker. ``log`` sends an epoch's metrics; ``close`` marks it as finished, or as interrupted."""
 
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        """Send the metrics of an epoch."""
+    def log(self, values: Mapping[str, float], epoch: int) -> None: ...
 
-    def close(self, finished: bool) -> None:
-        """Mark the run as finished, or as interrupted."""
+    def close(self, finished: bool) -> None: ...
 
 
 class TensorBoard:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from cache.seal import SealError, check_seal
 from manifests.errors import IncompleteError
 from manifests.identity import file_digest
@@ -39,17 +39,11 @@ def save_model(folder: Path, model: MemoryModel, last: Callable[[], object] = la
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     data = save(weights)
     replace_atomically(folder / WEIGHTS, data, last=last)
-    sidecar = {
-        "format": FORMAT,
-        "model": model.name,
-        "version": model.version,
-        "options": model.options.model_dump(mode="json"),
-        "dim": model.dim,
-        "dtype": str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1],
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "torch": str(torch.__version__),
-    }
-    replace_atomically(folder / SIDECAR, (json.dumps(sidecar, indent=2) + "\n").encode(), last=last)
+    dtype = str(next((v.dtype for v in weights.values() if v.is_floating_point()), torch.float32)).split(".")[-1]
+    sidecar = {"format": FORMAT, "model": model.name, "version": model.version}
+    sidecar |= {"options": model.options.model_dump(mode="json"), "dim": model.dim, "dtype": dtype}
+    sidecar |= {"sha256": hashlib.sha256(data).hexdigest(), "torch": str(torch.__version__)}
+    write_json(folder / SIDECAR, sidecar, last=last)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> MemoryModel:

@@ -1,4 +1,4 @@
-"""Cached features of sessions as tensors: each unique row once, sessions as row numbers."""
+"""Lookup of the store rows of sessions, by content, and their features as tensors, each unique row once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,81 @@ import torch
 from torch import Tensor
 
 from cache import Store
-from manifests.identity import digest, stack_keys, text_key
+from manifests.identity import digest, pair_key, session_key, stack_keys, text_key
 from manifests.schema import Session
 from pipeline.training.errors import FeatureError, MissingFeaturesError
-from pipeline.training.lookup import FoundRows, find_rows
 
 
 def sessions_digest(sessions: Iterable[Session]) -> str:
     """Return the SHA-256 (64 hex digits) of the sessions, in order: ids, categories, turns and targets."""
     return digest([session.model_dump(mode="json") for session in sessions])
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """The sessions with all of their rows, and their row numbers in the store's tables.
+
+    turns: rows of table ``query`` for each turn of each session. concatenated: rows of table ``query`` for all captions
+    as one text, or -1 in a store of imported features without these queries. targets: rows of table ``target`` for
+    each turn. reasons: session id -> the missing row of a skipped session.
+    """
+
+    sessions: tuple[Session, ...]
+    turns: list[list[int]]
+    concatenated: list[int]
+    targets: list[list[int]]
+    reasons: dict[str, str]
+    content: str = ""  # SHA-256 of the content of the kept sessions, in order (``manifests.identity.session_key``)
+
+
+def find_rows(store: Store, sessions: Sequence[Session]) -> FoundRows:
+    catalogue = store.catalogue()
+
+    def pair(image: str, text: str) -> bytes | None:
+        key = catalogue.get(image)
+        return None if key is None else pair_key(key, text_key(text))
+
+    keys = []  # of a session: queries of its turns, of all captions as one text, targets; None: no such image
+    for s in sessions:
+        turns = [pair(turn.reference, turn.text) for turn in s.turns]
+        keys.append((turns, pair(s.turns[0].reference, s.text), [catalogue.get(image) for image in s.targets]))
+    queries = _rows(store, "query", (key for turns, whole, _ in keys for key in (*turns, whole)))
+    targets = _rows(store, "target", (key for _, _, images in keys for key in images))
+    found = FoundRows((), [], [], [], {})
+    without = store.fields.get("concatenated") is False
+    kept = []
+    for session, (turns, whole, images) in zip(sessions, keys, strict=True):
+        of = [queries.get(key, -1) for key in turns], queries.get(whole, -1), [targets.get(key, -1) for key in images]
+        if missing := _missing(session, *of, without):
+            found.reasons[session.id] = f"session {session.id!r}: no {missing} in the store"
+            continue
+        kept.append(session)
+        found.turns.append(of[0])
+        found.concatenated.append(of[1])
+        found.targets.append(of[2])
+    content = digest([session_key(session, catalogue).hex() for session in kept])
+    return replace(found, sessions=tuple(kept), content=content)
+
+
+def _rows(store: Store, table: str, keys: Iterable[bytes | None]) -> dict[bytes | None, int]:
+    """Return the row numbers of the keys that are in the table."""
+    unique = list(dict.fromkeys(k for k in keys if k is not None))
+    if not unique or table not in store.tables:
+        return {}
+    rows = store.find(table, stack_keys(unique))
+    return {key: int(row) for key, row in zip(unique, rows, strict=True) if row >= 0}
+
+
+def _missing(session: Session, turns: list[int], whole: int, targets: list[int], without: bool) -> str:
+    """Describe the first missing row (-1) of a session; "" when all exist."""
+    if -1 in turns:
+        turn = session.turns[turns.index(-1)]
+        return f"query row for turn {turns.index(-1) + 1} (image {turn.reference!r}, text {turn.text!r})"
+    if whole < 0 and not without:
+        return f"query row for all captions as one text (image {session.turns[0].reference!r})"
+    if -1 in targets:
+        return f"target row for turn {targets.index(-1) + 1} (image {list(session.targets)[targets.index(-1)]!r})"
+    return ""
 
 
 class SessionBatch(NamedTuple):
@@ -37,8 +103,7 @@ class SessionBatch(NamedTuple):
 class SessionRows(NamedTuple):
     """Row numbers of the sessions of a batch, int64 [B, T] each; short sessions repeat their last turn.
 
-    queries, targets, texts: rows of the same fields of ``SessionFeatures`` (texts may be None).
-    lengths: int64 [B], turns before padding.
+    Rows of the same fields of ``SessionFeatures`` (texts may be None); lengths: int64 [B], turns before padding.
     """
 
     queries: Tensor
@@ -161,32 +226,29 @@ def session_features(store: Store, sessions: Iterable[Session] | FoundRows) -> S
         what = f"{store.path}: none of {len(found.reasons)} sessions has all of its features{first};"
         raise MissingFeaturesError(f"{what} run `extract` on this spec to fill the store")
     turns = max(len(s.turns) for s in found.sessions)
-    query_rows = np.array([_padded(rows, turns) for rows in found.turns], dtype=np.int64)
-    target_rows = np.array([_padded(rows, turns) for rows in found.targets], dtype=np.int64)
+    query_rows, target_rows = (
+        np.array([own + own[-1:] * (turns - len(own)) for own in rows], dtype=np.int64)
+        for rows in (found.turns, found.targets)
+    )
     cat_rows = np.array(found.concatenated, dtype=np.int64)
     has_concatenated = bool((cat_rows >= 0).all())
     cat_rows = np.where(cat_rows < 0, query_rows[:, 0], cat_rows)
 
-    used, places = np.unique(np.concatenate([query_rows.ravel(), cat_rows]), return_inverse=True)
+    used, places = np.unique(np.column_stack([query_rows, cat_rows]), return_inverse=True)
     targets_used, target_places = np.unique(target_rows, return_inverse=True)
     queries, targets = store.gather("query", used), store.gather("target", targets_used)
     if queries.shape[1] != targets.shape[1]:
-        raise FeatureError(
-            f"{store.path}: f_qry has {queries.shape[1]} dimensions and f_tar {targets.shape[1]}; cosine similarity "
-            "needs one width: fit a composer that projects both"
-        )
-    places = places.reshape(-1)
-    query_places, cat_places = places[: query_rows.size].reshape(query_rows.shape), places[query_rows.size :]
-    target_places = target_places.reshape(target_rows.shape)
+        what = f"{store.path}: f_qry has {queries.shape[1]} dimensions and f_tar {targets.shape[1]}; cosine similarity"
+        raise FeatureError(f"{what} needs one width: fit a composer that projects both")
     names = [s.id for s in found.sessions]
-    _check_finite(store, "query", queries, used, np.column_stack([query_places, cat_places]), names)
+    _check_finite(store, "query", queries, used, places, names)
     _check_finite(store, "target", targets, targets_used, target_places, names)
     return SessionFeatures(
         queries=torch.from_numpy(queries.astype(np.float32)),
         targets=torch.from_numpy(targets.astype(np.float32)),
-        query_rows=torch.from_numpy(query_places.astype(np.int64)),
+        query_rows=torch.from_numpy(places[:, :-1].astype(np.int64)),
         target_rows=torch.from_numpy(target_places.astype(np.int64)),
-        cat_rows=torch.from_numpy(cat_places.astype(np.int64)),
+        cat_rows=torch.from_numpy(places[:, -1].astype(np.int64)),
         lengths=torch.tensor([len(s.turns) for s in found.sessions], dtype=torch.int64),
         sessions=found.sessions,
         skipped=tuple(found.reasons),
@@ -208,19 +270,14 @@ def add_texts(features: SessionFeatures, backbone: Store) -> SessionFeatures:
     found = backbone.find("text", stack_keys(text_key(turn.text) for turn in turns))
     if (found < 0).any():
         session = features.sessions[int(np.flatnonzero(found < 0)[0]) // features.turns]
-        raise FeatureError(
-            f"{backbone.path}: no text row for a turn of session {session.id!r}; run `extract` on this spec again"
-        )
+        what = f"no text row for a turn of session {session.id!r}"
+        raise FeatureError(f"{backbone.path}: {what}; run `extract` on this spec again")
     used, places = np.unique(found, return_inverse=True)
     texts = np.asarray(backbone.gather("text", used), dtype=np.float32)
     if not np.isfinite(texts).all():
         raise FeatureError(f"{backbone.path}: table 'text' holds NaN or infinite values; verify the store")
     rows = torch.from_numpy(places.reshape(len(features), features.turns).astype(np.int64))
     return replace(features, texts=torch.from_numpy(texts).to(features.device), text_rows=rows.to(features.device))
-
-
-def _padded(rows: list[int], turns: int) -> list[int]:
-    return rows + rows[-1:] * (turns - len(rows))
 
 
 def _check_finite(
@@ -231,7 +288,8 @@ def _check_finite(
     if len(bad):
         users = np.flatnonzero(np.isin(uses, bad).any(axis=1))
         shown = ", ".join(str(r) for r in rows[bad[:5]]) + (", ..." if len(bad) > 5 else "")
-        raise FeatureError(
-            f"{store.path}: table {table!r} holds NaN or infinite values in {len(bad)} rows ({shown}), used by "
-            f"{len(users)} sessions (first: {names[users[0]]!r}); verify the store and extract these rows again"
+        what = (
+            f"table {table!r} holds NaN or infinite values in {len(bad)} rows ({shown}), used by {len(users)} sessions"
         )
+        fix = "verify the store and extract these rows again"
+        raise FeatureError(f"{store.path}: {what} (first: {names[users[0]]!r}); {fix}")

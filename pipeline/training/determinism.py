@@ -33,7 +33,7 @@ class RunRandom:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device):
-        self._device = device
+        self._devices = [device] if device.type == "cuda" else []
         self._states = []
         for seed in seeds:
             with seeded(seed, device):
@@ -42,24 +42,16 @@ class RunRandom:
     @contextmanager
     def of(self, run: int) -> Iterator[None]:
         """Use the random state of run ``run`` inside the context, and restore the state of the process."""
-        before = self._now()
-        self._set(self._states[run])
-        try:
+        own, *others = self._states[run]
+        with torch.random.fork_rng(devices=self._devices):
+            torch.set_rng_state(own)
+            for device, state in zip(self._devices, others, strict=True):
+                torch.cuda.set_rng_state(state, device)
             yield
-        finally:
             self._states[run] = self._now()
-            self._set(before)
 
     def _now(self) -> list[torch.Tensor]:
-        states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
-        return states
-
-    def _set(self, states: list[torch.Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self._device)
+        return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self._devices)]
 
 
 @contextmanager

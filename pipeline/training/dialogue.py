@@ -80,8 +80,7 @@ class Dialogue:
     def say(self, f_qry: Tensor, note: str = "") -> Tensor:
         """Add a turn: f_qry(n) [D], or [D + E] for a model that reads ``texts`` -> f'_qry(n) [D].
 
-        ``note`` (e.g. the feedback) is stored with the turn. Raises DialogueError for a wrong shape or non-finite
-        values; the dialogue is then unchanged.
+        ``note`` (e.g. feedback) is stored too. A wrong shape or non-finite values raise DialogueError and add nothing.
         """
         width = self.model.dim + self.model.texts
         if f_qry.shape != (width,):
@@ -106,15 +105,8 @@ class Dialogue:
         for number, said in enumerate(self._said, start=1):
             tensors |= {f"{number}.state.{name}": value for name, value in _flatten(said.state).items()}
             tensors[f"{number}.output"] = said.output
-        about = {
-            "format": FORMAT,
-            "run": self.run,
-            "model": self.model.name,
-            "version": str(self.model.version),
-            "weights": weights_digest(self.model),
-            "turns": str(self.turn),
-            "notes": json.dumps(self.notes),
-        }
+        about = {"format": FORMAT, "run": self.run, "turns": str(self.turn), "notes": json.dumps(self.notes)}
+        about |= {"model": self.model.name, "version": str(self.model.version), "weights": weights_digest(self.model)}
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         replace_atomically(path, save(kept, about))
@@ -123,22 +115,20 @@ class Dialogue:
     def load(cls, path: Path, model: MemoryModel, run: str = "") -> Dialogue:
         """Load the dialogue saved in ``path`` to continue it with ``model``, on the model's device.
 
-        Raises MissingDialogueError without the file, DialogueError if it is damaged or the state of another run, model or
-        set of weights, naming both.
+        Raises MissingDialogueError without the file, DialogueError for damage, or another run, model or set of weights.
         """
         dialogue = cls(model, run)
         about, tensors = _read(path)
         saved = f"{about.get('model')} version {about.get('version')}, run {about.get('run') or '(none)'}"
         here = f"{model.name} version {model.version}, run {run or '(none)'}"
         if saved != here:
-            raise DialogueError(
-                f"{path}: the state of {saved}; this is {here}: resume it with the run that it belongs to"
-            )
+            what = f"{path}: the state of {saved}; this is {here}"
+            raise DialogueError(f"{what}: resume it with the run that it belongs to")
         if about.get("weights") != weights_digest(model):
-            raise DialogueError(
-                f"{path}: the state of {saved}, with other weights than those of this model (the run was trained again, "
-                "or in another precision); start a new dialogue"
+            what = (
+                f"{path}: the state of {saved}, with other weights than those of this model (the run was trained again,"
             )
+            raise DialogueError(f"{what} or in another precision); start a new dialogue")
         like = next(iter(model.state_dict().values()), torch.empty(0))
         try:
             for number, note in zip(range(1, int(about["turns"]) + 1), json.loads(about["notes"]), strict=True):

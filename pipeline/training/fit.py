@@ -19,9 +19,9 @@ from pipeline.training.backends.choice import build_trainer
 from pipeline.training.data import SessionFeatures
 from pipeline.training.determinism import RunRandom, derive_seed, flushed_denormals, matmul_precision
 from pipeline.training.errors import DivergenceError, TrainingError
-from pipeline.training.hard_groups import HardGroups
 from pipeline.training.models.base import MemoryModel
 from pipeline.training.resume import RunState
+from pipeline.training.sampling import HardGroups
 from pipeline.training.validate import recalls
 
 Metrics = dict[str, Any]
@@ -79,8 +79,7 @@ def fit_group(
     ``states``: one state per run, all of one epoch, to continue from. ``keep`` is called after each epoch but the last,
     once the caller has taken its outcomes, with a function that returns run k's state, None if the run has ended.
 
-    Raises TrainingError as ``fit`` does, for runs with different ``COMMON`` settings, and for a state that does not
-    fit its model.
+    Raises TrainingError as ``fit``, for runs with different ``COMMON`` settings, and for a state of another model.
     """
     if not all(model.trainable for model in models):
         yield [_fit_closed_form(model, features, validation) for model in models]
@@ -201,12 +200,7 @@ def _copy(tensors: Sequence[Tensor], values: dict[str, Tensor]) -> None:
 
 
 def _epoch(
-    trainer: Trainer,
-    groups: HardGroups | None,
-    random: RunRandom,
-    runs: Sequence[_Run],
-    average: WeightAverage,
-    epoch: int,
+    trainer: Trainer, groups: HardGroups | None, random: RunRandom, runs: list[_Run], average: WeightAverage, epoch: int
 ) -> list[float | DivergenceError]:
     """Train one epoch, each run in its own session order; return per run its mean step loss or divergence error."""
     features, training = trainer.features, trainer.trainings[0]

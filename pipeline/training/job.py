@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from manifests.schema import Training, Validation
+from manifests.schema import Validation
 from pipeline.core.device import cpu_threads, training_threads
 from pipeline.training.backends.choice import BackendChoice, choose_backend
 from pipeline.training.data import SessionFeatures
@@ -21,9 +21,8 @@ from pipeline.training.fit import fit_group
 from pipeline.training.models import MemoryModel, build_model
 from pipeline.training.models.cm_ntm import CMNTM
 from pipeline.training.resume import Pace, RunState
-from pipeline.training.runs import RunFolder, RunIdentity, run_identity
+from pipeline.training.runs import DIAGNOSTICS, Run, RunFolder, RunIdentity, run_identity
 
-NO_VALIDATION = Validation()
 DIAGNOSED_SESSIONS = 80  # the paper's batch size
 
 
@@ -37,36 +36,26 @@ class TrainRequest:
     runs: Path
     dataset: str
     store_fingerprint: str
-    name: str
-    options: dict[str, Any]
+    run: Run
     features: SessionFeatures
-    training: Training
-    seed: int = 0
-    validation: Validation = NO_VALIDATION
+    validation: Validation = field(default_factory=Validation)
     validation_features: SessionFeatures | None = None
 
     @property
     def identity(self) -> RunIdentity:
         """Identity of the run. Raises ManifestError for an unknown model or option."""
         held = self.validation_features
-        return run_identity(
-            store_fingerprint=self.store_fingerprint,
-            sessions=self.features.digest,
-            model=self.name,
-            options=self.options,
-            training=self.training,
-            validation=self.validation,
-            seed=self.seed,
-            validation_sessions=None if held is None else held.digest,
-        )
+        sessions = (self.features.digest, self.validation, None if held is None else held.digest)
+        return run_identity(self.run, self.store_fingerprint, *sessions)
 
     @property
     def folder(self) -> RunFolder:
         """Folder of the run, which may not exist yet."""
-        return RunFolder.of(self.runs, self.dataset, self.name, self.identity.id)
+        return RunFolder.of(self.runs, self.dataset, self.run.model, self.identity.id)
 
     def build(self) -> MemoryModel:
-        return build_model(self.name, self.options, self.features.dim, self.seed).to(self.features.device)
+        run, features = self.run, self.features
+        return build_model(run.model, run.options, features.dim, run.seed).to(features.device)
 
 
 @dataclass(frozen=True)
@@ -86,17 +75,17 @@ def _ignore(*_: Any) -> None:
 class Execution:
     """How runs are trained; no part of their identity.
 
-    spec: recorded in run.json. backend: see ``choose_backend``. threads: number of CPU threads, see
-    ``training_threads``. again: also train finished runs again. diagnostics: also write diagnostics.jsonl, one line per
-    epoch, for models with an addressed memory. progress: called with each epoch's metrics. chosen: called with the
-    backend once it is chosen. resumed: called with the epoch after which a run continues.
+    backend: see ``choose_backend``. threads: number of CPU threads, see ``training_threads``. diagnostics: also write
+    diagnostics.jsonl, one line per epoch, for models with an addressed memory. force: also train finished runs again.
+    spec: recorded in run.json. progress: called with each epoch's metrics. chosen: called with the backend once it is
+    chosen. resumed: called with the epoch after which a run continues.
     """
 
-    spec: dict[str, Any] | None = None
     backend: str = "auto"
     threads: int | None = None
-    again: bool = False
     diagnostics: bool = False
+    force: bool = False
+    spec: dict[str, Any] | None = None
     progress: Callable[[TrainRequest, dict[str, Any]], None] = _ignore
     chosen: Callable[[BackendChoice], None] = _ignore
     resumed: Callable[[TrainRequest, int], None] = _ignore
@@ -114,7 +103,7 @@ def train_runs(requests: Sequence[TrainRequest], execution: Execution = PLAIN) -
     Raises the errors of ``build_model``, ``fit_group`` and ``RunFolder.training``. Metrics of earlier epochs then
     remain in metrics.jsonl, and the run counts as not finished.
     """
-    finished = [request.folder.state == "finished" and not execution.again for request in requests]
+    finished = [request.folder.state == "finished" and not execution.force for request in requests]
     todo = [request for request, done in zip(requests, finished, strict=True) if not done]
     with cpu_threads(training_threads(execution.threads)):
         trained = iter(_train(todo, execution) if todo else ())
@@ -128,7 +117,7 @@ def _train(requests: Sequence[TrainRequest], execution: Execution) -> list[Train
     models = [request.build() for request in requests]
     choice = BackendChoice("reference")
     if models[0].trainable:
-        trainings = [request.training for request in requests]
+        trainings = [request.run.training for request in requests]
         choice = choose_backend(execution.backend, models, requests[0].features, trainings)
         execution.chosen(choice)
     pairs = zip(requests, models, strict=True)
@@ -164,18 +153,10 @@ def _train_alike(runs: Sequence[_Open], execution: Execution, backend: str) -> l
                 execution.resumed(run.request, run.after)
             else:
                 run.diagnose(0)
-        requests, states = [run.request for run in runs], [run.state for run in runs if run.state is not None]
-        epochs = fit_group(
-            [run.model for run in runs],
-            requests[0].features,
-            [request.training for request in requests],
-            [request.seed for request in requests],
-            requests[0].validation_features,
-            backend,
-            states,  # of all runs, or of none
-            save,
-        )
-        for outcomes in epochs:
+        asked, first = [run.request.run for run in runs], runs[0].request
+        given = ([run.model for run in runs], first.features, [a.training for a in asked], [a.seed for a in asked])
+        states = [run.state for run in runs if run.state is not None]  # of all runs, or of none
+        for outcomes in fit_group(*given, first.validation_features, backend, states, save):
             for run, outcome in zip(runs, outcomes, strict=True):
                 if outcome is not None:
                     run.take(outcome)
@@ -199,13 +180,8 @@ class _Open:
         self.last: dict[str, Any] = {}
         self.error: DivergenceError | None = None
         identity = request.identity
-        details = {
-            "device": str(request.features.device),
-            "backend": backend,
-            "runs_side_by_side": together,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
+        details = {"device": str(request.features.device), "backend": backend, "runs_side_by_side": together}
+        details |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
         if self.after:
             details["resumed_after_epoch"] = self.after
         about = {"id": identity.id, "dataset": request.dataset, "identity": identity.fields}
@@ -232,8 +208,8 @@ class _Open:
             assert isinstance(self.model, CMNTM)
             features = self.request.features
             index = torch.arange(min(DIAGNOSED_SESSIONS, len(features)), device=features.device)
-            found = diagnose(self.model, features, index, self.request.training)
-            self.folder.append_diagnosis({"epoch": epoch, **found})
+            found = diagnose(self.model, features, index, self.request.run.training)
+            self.folder.append({"epoch": epoch, **found}, DIAGNOSTICS)
 
     def finish(self, seconds: float) -> Trained | DivergenceError:
         """Save the model and mark the run as finished, or as failed."""
@@ -242,14 +218,10 @@ class _Open:
             return self.error
         self.folder.save_model(self.model)
         features, last = self.request.features, self.last
-        summary: dict[str, Any] = {
-            **{key: last[key] for key in ("loss", "chosen", "best") if key in last},
-            "epochs": last["epoch"],
-            "seconds": self.before + seconds,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "sessions": len(features),
-            "skipped": len(features.skipped),
-        }
+        summary: dict[str, Any] = {key: last[key] for key in ("loss", "chosen", "best") if key in last}
+        summary |= {"epochs": last["epoch"], "seconds": self.before + seconds}
+        summary |= {"parameters": sum(p.numel() for p in self.model.parameters())}
+        summary |= {"sessions": len(features), "skipped": len(features.skipped)}
         if "validation" in last:
             summary["validation"] = self.folder.metrics()[last.get("best", 0) - 1]["validation"]
         self.folder.finish(summary)

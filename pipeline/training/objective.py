@@ -19,7 +19,7 @@ from pipeline.training.data import SessionBatch, SessionFeatures
 from pipeline.training.determinism import RunRandom
 from pipeline.training.losses import build_loss, turnwise_cross_entropy
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.recombine import Histories
+from pipeline.training.sampling import Histories
 
 SCORES_HELD = 1 << 24  # maximum number of scores in memory: 64 MiB of float32, and as much for their gradient
 
@@ -85,14 +85,14 @@ class Objective:
     def _turns(self, step: Step, predicted: Tensor, certain: bool = True) -> Tensor:
         """Return the mean over turns of each turn's mean loss, as in the paper. predicted: [B, T, D]."""
         queries = F.normalize(predicted, dim=-1)
-        turns, (_, targets, lengths) = queries.shape[1], step.batch
+        turns, (_, targets, lengths), width = queries.shape[1], step.batch, self.training.uncertainty
         if self.training.padding == "mask":
             present = torch.arange(turns, device=lengths.device)[:, None] < lengths
         else:
             present = torch.ones(turns, len(lengths), dtype=torch.bool, device=lengths.device)
         static = None
         if self.training.negatives != "batch":
-            static = F.normalize(step.features.targets if certain else self._jittered(step.features.targets), dim=-1)
+            static = F.normalize(step.features.targets if certain else jittered(step.features.targets, width), dim=-1)
         losses = []
         for n in range(turns):
             (members,) = present[n].nonzero(as_tuple=True)
@@ -100,7 +100,7 @@ class Objective:
                 continue
             rows = step.rows[members, n]
             if static is None:
-                candidates = targets[members, n] if certain else self._jittered(targets[members, n])
+                candidates = targets[members, n] if certain else jittered(targets[members, n], width)
                 own, kinds = torch.arange(len(members), device=rows.device), rows
                 candidates = F.normalize(candidates, dim=-1)
             else:
@@ -109,9 +109,6 @@ class Objective:
             losses.append(self._rows(queries[members, n], candidates, own, kinds, categories).mean())
         # Without negatives (every turn has one session only) the loss is zero, with a zero gradient.
         return torch.stack(losses).mean() if losses else predicted.sum() * 0
-
-    def _jittered(self, targets: Tensor) -> Tensor:
-        return jittered(targets, self.training.uncertainty)
 
     def _rows(
         self, queries: Tensor, candidates: Tensor, own: Tensor, kinds: Tensor | None, categories: Tensor | None

@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from manifests.identity import digest
 
 ABOUT, TENSORS = "resume.json", "resume-*.safetensors"
@@ -48,19 +49,11 @@ def save_state(folder: Path, state: RunState, backend: str, last: Callable[[], o
     name = TENSORS.replace("*", str(state.epoch))
     data = save(state.tensors)
     replace_atomically(folder / name, data, last=last)
-    about = {
-        "format": FORMAT,
-        "epoch": state.epoch,
-        "best": state.best if math.isfinite(state.best) else None,
-        "best_epoch": state.best_epoch,
-        "seconds": state.seconds,
-        "backend": backend,
-        "torch": str(torch.__version__),
-        "tensors": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    about["check"] = digest(about)
-    replace_atomically(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode(), last=last)
+    best = state.best if math.isfinite(state.best) else None
+    about: dict[str, Any] = {"format": FORMAT, "epoch": state.epoch, "best": best, "best_epoch": state.best_epoch}
+    about |= {"seconds": state.seconds, "backend": backend, "torch": str(torch.__version__)}
+    about |= {"tensors": name, "sha256": hashlib.sha256(data).hexdigest()}
+    write_json(folder / ABOUT, about | {"check": digest(about)}, last=last)
     remove_state(folder, name)
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cache.errors import StoreBusyError, naming
-from cache.files import replace_atomically
+from cache.files import replace_atomically, write_json
 from cache.lease import Lease
 from cache.recovery import remove_temporaries
 from cache.seal import RESULTS_SEAL, SEAL, SealError, check_seal, write_seal
@@ -29,10 +29,27 @@ from pipeline.training.errors import DivergenceError, RunError
 from pipeline.training.models import MemoryModel, model_options
 from pipeline.training.resume import RunState, load_state, remove_state, save_state
 
+METRICS, DIAGNOSTICS = "metrics.jsonl", "diagnostics.jsonl"
 RUN_ID_DIGITS = 12
 IDENTITY_VERSION = 2  # version 1, not recorded, used session ids, and missed changed images with unchanged ids
 UNSEALED = "not sealed"
 State = Literal["absent", "incomplete", "failed", "damaged", "finished"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One requested run: a model with its options, training options and a seed. ``preset``: that named it, or ""."""
+
+    model: str
+    options: dict[str, Any]
+    training: Training
+    seed: int = 0
+    preset: str = field(default="", compare=False)
+
+    @property
+    def asked(self) -> str:
+        """Name for --model and for displays: the preset's, or the model's."""
+        return self.preset or self.model
 
 
 class RunIdentity(NamedTuple):
@@ -43,32 +60,24 @@ class RunIdentity(NamedTuple):
 
 
 def run_identity(
-    *,
-    store_fingerprint: str,
-    sessions: str,
-    model: str,
-    options: dict[str, Any],
-    training: Training,
-    validation: Validation,
-    seed: int,
-    validation_sessions: str | None = None,
+    run: Run, store: str, sessions: str, validation: Validation, validation_sessions: str | None = None
 ) -> RunIdentity:
     """Return the identity of a run. Device, threads and paths are not part of it; run.json records them.
 
-    ``sessions`` and ``validation_sessions`` are the digests of the sessions actually trained and validated on, so
-    adding missing features to a store gives a new run. A model that is not trained by gradient has one run for all
-    seeds and training settings, which are None in its fields. Raises as ``model_options``.
+    ``store``: its fingerprint. ``sessions`` and ``validation_sessions``: digests of the sessions actually trained and
+    validated on, so adding missing features to a store gives a new run. A model that is not trained by gradient has one
+    run for all seeds and training settings, which are None in its fields. Raises as ``model_options``.
     """
-    cls, parsed = model_options(model, options)
+    cls, parsed = model_options(run.model, run.options)
     held = {**validation.model_dump(mode="json"), "sessions": validation_sessions}
     fields = {
         "version": IDENTITY_VERSION,
-        "store": store_fingerprint,
+        "store": store,
         "sessions": sessions,
-        "model": {"name": model, "version": cls.version, "options": parsed.model_dump(mode="json")},
-        "training": training.model_dump(mode="json") if cls.trainable else None,
+        "model": {"name": run.model, "version": cls.version, "options": parsed.model_dump(mode="json")},
+        "training": run.training.model_dump(mode="json") if cls.trainable else None,
         "validation": held if validation_sessions else None,
-        "seed": seed if cls.trainable else None,
+        "seed": run.seed if cls.trainable else None,
     }
     return RunIdentity(fields, digest(fields)[:RUN_ID_DIGITS])
 
@@ -87,14 +96,6 @@ class RunFolder:
     @property
     def run_file(self) -> Path:
         return self.path / "run.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def diagnostics_file(self) -> Path:
-        return self.path / "diagnostics.jsonl"
 
     @property
     def id(self) -> str:
@@ -147,18 +148,19 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return one entry per epoch; an incomplete last line (after an interruption) is ignored."""
-        return _read_lines(self.metrics_file)
-
-    def append(self, metrics: dict[str, Any]) -> None:
-        """Append one epoch's metrics. As every write, raises RunError when another process now trains the run."""
-        self._append_line(self.metrics_file, metrics)
+        return _read_lines(self.path / METRICS)
 
     def diagnoses(self) -> list[dict[str, Any]]:
         """Return one entry per diagnosed epoch, {"epoch": ..., **``diagnose(...)``}; empty without diagnostics."""
-        return _read_lines(self.diagnostics_file)
+        return _read_lines(self.path / DIAGNOSTICS)
 
-    def append_diagnosis(self, diagnosis: dict[str, Any]) -> None:
-        self._append_line(self.diagnostics_file, diagnosis)
+    def append(self, values: dict[str, Any], file: str = METRICS) -> None:
+        """Append an epoch's line to ``file``. As every write, raises RunError if another process trains the run."""
+        self._check()
+        # Opened before the second check: a later owner removes this file, so a late line is not in the folder.
+        with naming(path := self.path / file, "write"), open(path, "a", encoding="utf-8") as handle:
+            self._check()
+            handle.write(json.dumps(values, allow_nan=False) + "\n")
 
     def save_model(self, model: MemoryModel) -> None:
         save_model(self.path, model, last=self._check)
@@ -189,7 +191,13 @@ class RunFolder:
         Raises RunError when another process is training this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with _lock(self.path) as lease:
+        with ExitStack() as locked:
+            try:
+                with naming(self.path, "write"):
+                    lease = Lease(self.path)
+            except StoreBusyError as error:
+                raise RunError(f"this run is being trained by another process: {error}") from None
+            locked.callback(lease.release)  # the system releases it when the process dies
             held = RunFolder(self.path, lease)
             remove_temporaries(self.path)  # of a trainer that lost its lease and can no longer publish them
             held._write({**record, "finished": None})
@@ -207,7 +215,7 @@ class RunFolder:
         """Remove the metrics and diagnostics of later epochs; for epoch 0 all of them, and the saved state."""
         if not epoch:
             remove_state(self.path)
-        for file in (self.metrics_file, self.diagnostics_file):
+        for file in (self.path / METRICS, self.path / DIAGNOSTICS):
             kept = [line for line in _read_lines(file) if line["epoch"] <= epoch] if epoch else []
             if kept:
                 text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept)
@@ -218,8 +226,8 @@ class RunFolder:
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as finished and seal it, after the model and the metrics were written."""
         self._write({**self.record(), "finished": summary})
-        files = (self.run_file, self.path / SIDECAR, self.path / WEIGHTS, self.metrics_file, self.diagnostics_file)
-        write_seal(self.path, RUN, self.id, [file.name for file in files if file.is_file()], last=self._check)
+        files = (self.run_file.name, SIDECAR, WEIGHTS, METRICS, DIAGNOSTICS)
+        write_seal(self.path, RUN, self.id, [f for f in files if (self.path / f).is_file()], last=self._check)
         remove_state(self.path)
 
     def fail(self, error: Exception, record: dict[str, Any] | None = None) -> None:
@@ -229,15 +237,7 @@ class RunFolder:
             remove_state(self.path)
 
     def _write(self, record: dict[str, Any]) -> None:
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        replace_atomically(self.run_file, text.encode(), last=self._check)
-
-    def _append_line(self, path: Path, values: dict[str, Any]) -> None:
-        self._check()
-        # Opened before the second check: a later owner removes this file, so a late line is not in the folder.
-        with naming(path, "write"), open(path, "a", encoding="utf-8") as handle:
-            self._check()
-            handle.write(json.dumps(values, allow_nan=False) + "\n")
+        write_json(self.run_file, record, last=self._check)
 
     def _check(self) -> None:
         """Raise RunError unless this process has the run's lease."""
@@ -259,17 +259,3 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def list_runs(runs: Path) -> list[RunFolder]:
     """Return all run folders below ``runs`` (``<dataset>/<model>/<run id>``), finished or not, sorted by path."""
     return [RunFolder(path) for path in sorted(runs.glob("*/*/*")) if path.is_dir()]
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[Lease]:
-    """Take the lock of a run, for one trainer per run. The system releases it when the process dies."""
-    try:
-        with naming(folder, "write"):
-            lock = Lease(folder)
-    except StoreBusyError as error:
-        raise RunError(f"this run is being trained by another process: {error}") from None
-    try:
-        yield lock
-    finally:
-        lock.release()

@@ -34,14 +34,14 @@ def view_features(
     turns = view.last or features.turns
     last = f"last {view.last} " if view.last else ""
     if dialogs:
-        rows = _with_rows(features, store, lambda s: s.last(turns), _dialog_key, f"{last}turns as one chat", _ASK)
+        rows = _with_rows(features, store, lambda s: s.last(turns), chat_key, f"{last}turns as one chat", _ASK)
         features = replace(rows, dialogs=True)
     if view.last is None or int(features.lengths.max()) <= view.last:
         return features
     if concatenated and not dialogs:
         ask = f"windows = [{view.last}] in the spec (--set windows=[{view.last}])"
         what = f"{last}turns' captions as one text"
-        features = _with_rows(features, store, lambda s: s.last(turns), _key, what, ask)
+        features = _with_rows(features, store, lambda s: s.last(turns), captions_key, what, ask)
     return _last_turns(features, view.last)
 
 
@@ -52,7 +52,7 @@ def first_turns(features: SessionFeatures, store: Store, turns: int) -> SessionF
     """
     what = f"first {turns} turns' captions as one text"
     ask = "prefixes = true in the spec (--set prefixes=true)"
-    return _with_rows(features, store, lambda s: s.first(turns), _key, what, ask)
+    return _with_rows(features, store, lambda s: s.first(turns), captions_key, what, ask)
 
 
 def _last_turns(features: SessionFeatures, turns: int) -> SessionFeatures:
@@ -88,20 +88,17 @@ def _with_rows(
     kept = features.subset(there.tolist())
     added = torch.from_numpy(store.gather("query", used).astype(np.float32)).to(features.device)
     places = torch.from_numpy(found.reshape(-1).astype(np.int64)).to(features.device)
-    reasons = (f"session {s.id!r}: no query row for its {what}" for s in missing)
-    return replace(
-        kept,
-        queries=torch.cat([features.queries, added]),
-        cat_rows=len(features.queries) + places,
-        has_concatenated=True,
-        skipped=(*features.skipped, *(s.id for s in missing)),
-        reasons=(*features.reasons, *reasons),
-    )
+    queries, cat_rows = torch.cat([features.queries, added]), len(features.queries) + places
+    skipped = (*features.skipped, *(s.id for s in missing))
+    reasons = (*features.reasons, *(f"session {s.id!r}: no query row for its {what}" for s in missing))
+    return replace(kept, queries=queries, cat_rows=cat_rows, has_concatenated=True, skipped=skipped, reasons=reasons)
 
 
-def _key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+def captions_key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+    """Return the key of the query of all captions as one text."""
     return pair_key(catalogue[session.turns[0].reference], text_key(session.text))
 
 
-def _dialog_key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+def chat_key(session: Session, catalogue: dict[str, bytes]) -> bytes:
+    """Return the key of the query of the whole dialog as one chat."""
     return dialog_key([pair_key(catalogue[turn.reference], text_key(turn.text)) for turn in session.turns])

@@ -29,5 +29,5 @@ def test_saved_dialogues(tmp_path: Path) -> None:
     for session in (first, second, first):
         saved.add(session, [])
     source = datasets.get("jsonl")
-    again = source.load(source.Options(**saved.options), tmp_path).split("test")
+    again = source.load(source.Options(**saved.about["options"]), tmp_path).split("test")
     assert again == (second, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,7 @@ def tasks_of(
 
 
 def by_point(tasks: Sequence[PlannedRun]) -> dict[int, list[PlannedRun]]:
-    found: dict[int, list[PlannedRun]] = {}
-    for task in tasks:
-        found.setdefault(task.point.number, []).append(task)
-    return found
+    return {number: list(group) for number, group in groupby(tasks, key=lambda task: task.point.number)}
 
 
 @dataclass
@@ -134,11 +132,6 @@ class AblationPlan:
     def trainings(self) -> int:
         return sum(task.trainable and not task.trained for task in self.tasks)
 
-    @cached_property
-    def fits(self) -> int:
-        """Return the number of models without gradient training that have no run yet; they take seconds."""
-        return sum(not task.trainable and not task.trained for task in self.tasks)
-
     @property
     def evaluations(self) -> int:
         return sum(len(task.missing) for task in self.tasks)
@@ -152,8 +145,8 @@ class AblationPlan:
     def headline(self) -> str:
         rows = sum(self.extractions.values())
         words = [f"{rows:,} extractions", f"{self.trainings:,} trainings", f"{self.evaluations:,} evaluations"]
-        if self.fits:
-            words.insert(2, f"{self.fits:,} models without training")
+        if fits := sum(not task.trainable and not task.trained for task in self.tasks):  # these take seconds
+            words.insert(2, f"{fits:,} models without training")
         if not self.groups or (self.seconds is None and not self.trainings):
             return ", ".join(words)
         shown = "time unknown until the features are there" if self.seconds is None else f"about {_span(self.seconds)}"
@@ -252,8 +245,7 @@ def _measure(experiment: Experiment, groups: Sequence[Group]) -> tuple[float, di
             total += seconds
             if step:
                 steps_ms[group.point.number] = 1e3 * step
-        missing = [(task, view) for task in group.tasks for view in task.missing]
-        if missing:
+        if missing := [(task, view) for task in group.tasks for view in task.missing]:
             (task, view), *_ = missing
             model = untrained(experiment.request(task.run))
             total += len(missing) * seconds_of(partial(ranking_of, experiment, model, view), experiment.device)

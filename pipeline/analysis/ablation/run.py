@@ -14,7 +14,7 @@ from manifests.load import load_dataset
 from manifests.schema import RunSpec
 from pipeline.analysis.ablation.plan import AblationPlan, Group, Place, plan_ablation
 from pipeline.analysis.ablation.timing import measure_timing, read_timing, timing_file
-from pipeline.analysis.tuning.sealed import read_spec
+from pipeline.analysis.tuning.trials import read_spec
 from pipeline.core.cluster import ClusterError, connect
 from pipeline.core.device import training_threads
 from pipeline.core.workspace import Workspace

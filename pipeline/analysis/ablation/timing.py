@@ -1,5 +1,7 @@
-"""Inference time of one session (paper Figure 8), and the predicted time of pending runs: measured steps and evaluations
-times their numbers, too low for a small table."""
+"""Inference time of one session (paper Figure 8), measured; and the time of pending runs, predicted.
+
+The prediction is the time of measured steps and evaluations times their numbers; it is too low for a small table.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.core.binding import write_json
+from cache.files import write_json
 from pipeline.core.device import cpu_threads, describe, seconds_of, training_threads
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
@@ -61,12 +63,9 @@ def measure_timing(experiment: Experiment, runs: Mapping[int, Run], path: Path) 
                 if turn >= WARM_UP:
                     found[number].append(1e3 * seconds)
     quartiles = {folders[n].id: statistics.quantiles(values, n=4) for n, values in found.items()}
-    record: dict[str, Any] = {
-        "device": describe(experiment.device),
-        "machine": f"{platform.machine()} {platform.system()}",
-    }
-    record |= {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "rounds": ROUNDS}
-    record |= {"turns": int(experiment.test.lengths.max())}
+    device, machine = describe(experiment.device), f"{platform.machine()} {platform.system()}"
+    record: dict[str, Any] = {"device": device, "machine": machine, "threads": torch.get_num_threads()}
+    record |= {"torch": str(torch.__version__), "turns": int(experiment.test.lengths.max()), "rounds": ROUNDS}
     record["runs"] = {run: {"milliseconds": q[1], "low": q[0], "high": q[2]} for run, q in quartiles.items()}
     write_json(path, record)
     return record
@@ -80,13 +79,13 @@ def training_seconds(requests: Sequence[TrainRequest], together: bool) -> tuple[
     """
     first, number = requests[0], len(requests)
     models = [request.build() for request in requests]
-    model, fit, held, training = models[0], first.features, first.validation_features, first.training
+    model, fit, held, training = models[0], first.features, first.validation_features, first.run.training
     with cpu_threads(training_threads()):
         fitting = seconds_of(lambda: model.fit_parameters(fit if held is None else held), fit.device)
         if not model.trainable:
             return number * fitting, 0.0
         models = models if together else models[:1]
-        trainings = [request.training for request in requests[: len(models)]]
+        trainings = [request.run.training for request in requests[: len(models)]]
         choice = choose_backend("auto", models, fit, trainings)
         step = mean_seconds(measured_step(models, fit, trainings, choice.backend), fit.device)
         checking = 0.0 if held is None else seconds_of(lambda: recalls(model, held), fit.device)

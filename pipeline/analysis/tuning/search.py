@@ -12,14 +12,13 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from manifests.commandline import command_line
-from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
-from pipeline.analysis.tuning.sealed import MARK, save_tuned
 from pipeline.analysis.tuning.space import Axis, nested, propose, space_for
-from pipeline.analysis.tuning.trials import LOG, Trial, TrialLog
+from pipeline.analysis.tuning.trials import LOG, MARK, Trial, TrialLog, TuneError, save_tuned
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import cpu_threads, training_threads
@@ -34,10 +33,6 @@ from pipeline.training.models import build_model
 from pipeline.training.validate import recalls
 
 Fold: TypeAlias = tuple[SessionFeatures, SessionFeatures]  # to fit on, held out
-
-
-class TuneError(FashionNTMError, ValueError):
-    """The search is not possible, or no trial succeeded."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,8 @@ def tune(
     """Search the options of ``model``. Test sessions are removed from the dataset first.
 
     ``folds`` 1: use the spec's validation split instead of cross-validation. ``trials``: at most, in total; no new one
-    ``minutes`` after the call. ``options``: words repeated in the printed command.
-
-    Raises ManifestError for an invalid space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
+    ``minutes`` after the call. ``options``: words repeated in the printed command. Raises ManifestError for an invalid
+    space, FoldError, TuneError, and IncompleteError if stage 1 has not run.
     """
     dataset = train_only(dataset)
     if spec.models and model not in spec.models:

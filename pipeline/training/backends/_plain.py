@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.training.models._dropout import dropout
+from pipeline.training.models.base import dropout
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,15 +40,18 @@ class _Plain(nn.Module):
             setattr(self, name, parameter)
 
 
-class PlainLSTM(_Plain):
-    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
+class PlainLayer(_Plain):
+    """One layer of an LSTM or a GRU, batch first: [B, T, D] -> [B, T, H] and None."""
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
-        given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
-        hidden = cell = given.new_zeros(len(inputs), given.shape[-1] // 4)
-        states = []
+        given, states = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0), []
+        hidden = cell = given.new_zeros(len(inputs), self.weight_hh_l0.shape[1])
         for turn in given.unbind(1):
-            hidden, cell = lstm_cell(turn + F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0), cell)
+            kept = F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0)
+            if len(self.weight_hh_l0) == 4 * hidden.shape[1]:
+                hidden, cell = lstm_cell(turn + kept, cell)
+            else:
+                hidden = gru_cell(turn, kept, hidden)
             states.append(hidden)
         return torch.stack(states, 1), None
 
@@ -61,26 +64,13 @@ class PlainLSTMCell(_Plain):
         return lstm_cell(given + F.linear(state[0], self.weight_hh, self.bias_hh), state[1])
 
 
-class PlainGRU(_Plain):
-    """One layer, batch first: [B, T, D] -> [B, T, H] and None."""
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, None]:
-        given = F.linear(inputs, self.weight_ih_l0, self.bias_ih_l0)
-        hidden = given.new_zeros(len(inputs), given.shape[-1] // 3)
-        states = []
-        for turn in given.unbind(1):
-            hidden = gru_cell(turn, F.linear(hidden, self.weight_hh_l0, self.bias_hh_l0), hidden)
-            states.append(hidden)
-        return torch.stack(states, 1), None
-
-
 class PlainEncoder(nn.Module):
     """Pre-norm encoder layers with GELU, batch first; ``mask`` [T, T] is True for masked turns (``is_causal`` is a hint)."""
 
-    def __init__(self, encoder: nn.TransformerEncoder):
+    def __init__(self, encoder: Any):  # nn.TransformerEncoder
         super().__init__()
         self.layers = encoder.layers
-        self.norm: Any = encoder.norm
+        self.norm = encoder.norm
 
     def forward(self, tokens: Tensor, mask: Tensor, is_causal: bool) -> Tensor:
         for layer in self.layers:
@@ -101,12 +91,7 @@ def _attention(layer: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Te
     return layer.out_proj((seen @ value).transpose(1, 2).flatten(2))
 
 
-PLAIN: dict[type[nn.Module], Any] = {
-    nn.LSTM: PlainLSTM,
-    nn.LSTMCell: PlainLSTMCell,
-    nn.GRU: PlainGRU,
-    nn.TransformerEncoder: PlainEncoder,
-}
+PLAIN = {nn.LSTM: PlainLayer, nn.GRU: PlainLayer, nn.LSTMCell: PlainLSTMCell, nn.TransformerEncoder: PlainEncoder}
 
 
 def plain(module: nn.Module) -> nn.Module:

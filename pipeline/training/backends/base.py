@@ -18,8 +18,7 @@ from pipeline.training.objective import Objective
 class Trainer:
     """Train K models, run k on its own sessions with its own settings; ``write_back`` copies the weights to ``models``.
 
-    Batch size, number of epochs and weight averaging are common to all runs; learning rate, decay, scale and clipping
-    are set per run.
+    Batch size, epochs and weight averaging are common to all runs; learning rate, decay, scale and clipping are not.
     """
 
     capturable = False  # whether a step may be captured into a CUDA graph
@@ -50,8 +49,7 @@ class Trainer:
     def step(self, index: Tensor, random: RunRandom, running: Sequence[bool], progress: float = 1.0) -> Tensor:
         """Take one step of each run on the sessions ``index`` (int64 [K, B]); return the losses [K] on the device.
 
-        A run with a non-finite loss keeps its weights. A run that is not ``running`` is not changed, and its loss is
-        NaN.
+        A run with a non-finite loss keeps its weights, as one that is not ``running``, whose loss is NaN.
         """
         self.set_rates(progress)
         self.optimizer.zero_grad()

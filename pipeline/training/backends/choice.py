@@ -35,13 +35,11 @@ class BackendChoice:
 def choose_backend(
     asked: str, models: Sequence[MemoryModel], features: SessionFeatures, trainings: Sequence[Training]
 ) -> BackendChoice:
-    """Choose the backend to train with.
+    """Choose the backend to train with. Raises TrainingError for an unknown name.
 
     "auto" is the first of ``ORDER`` that supports the models and completes a step on copies of them, which detects a
     missing compiler or driver. Any other name is used if it is supported, and replaced by "auto" otherwise. The order
     is fixed, so that a run has the same results each time on one machine.
-
-    Raises TrainingError for an unknown name.
     """
     if asked not in BACKENDS:
         raise TrainingError(f"unknown backend {asked!r}; choose one of {', '.join(BACKENDS)}")

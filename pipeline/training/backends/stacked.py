@@ -17,8 +17,7 @@ from pipeline.training.cascade.graph import GraphTrainer
 from pipeline.training.cascade.trainer import FastTrainer
 from pipeline.training.data import SessionBatch
 from pipeline.training.determinism import RunRandom, seeded
-from pipeline.training.models._dropout import dropped_by
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, dropped_by
 from pipeline.training.objective import Step, losses_of
 
 
@@ -55,10 +54,6 @@ class StackedModels(nn.Module):
         for place, name in enumerate(self._kept):
             self.register_buffer(f"kept_{place}", torch.stack([b[name] for b in buffers]))
         self._draws: dict[int, list[tuple[torch.Size, float]]] = {}
-
-    @property
-    def own_loss(self) -> bool:
-        return type(self._call[0].model).objective is not MemoryModel.objective
 
     def draw(self, step: Step) -> tuple[Tensor, ...]:
         """Draw the random numbers of one run's step, from torch's current random state.
@@ -145,8 +140,8 @@ class _Stacking(FastTrainer):
     def _step_losses(self, steps: Sequence[Step], drawn: tuple[Tensor, ...], random: RunRandom | None = None) -> Tensor:
         """Return the differentiable losses [K]. With ``random``, each loss draws from the random state of its run."""
         self.forget_gradients()
-        found = self.cascade(steps, drawn)
-        return found if self.cascade.own_loss else losses_of(self.objectives, steps, found, random)
+        found, own = self.cascade(steps, drawn), type(self.models[0]).objective is not MemoryModel.objective
+        return found if own else losses_of(self.objectives, steps, found, random)
 
 
 class StackedTrainer(_Stacking):

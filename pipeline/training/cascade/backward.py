@@ -5,8 +5,6 @@ Gradients of weights are one product each over all turns; values equal for all s
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -18,17 +16,13 @@ from pipeline.training.cascade.turn_ops import GradIn, TurnOps
 from pipeline.training.models._ntm import READ, WRITE
 
 
-class Gradients(NamedTuple):
-    """derived: [K, T, B, C-1, D] or None; weights: those of ``Weights``, in its order, None for a memory not learned."""
-
-    derived: Tensor | None
-    weights: tuple[Tensor | None, ...]
-
-
 def backward(
     d_outputs: Tensor, weights: Weights, saved: SavedActivations, ops: TurnOps, learned_memory: bool
-) -> Gradients:
-    """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H]."""
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ``forward``, given the gradient of its result [K, T, B, M + H].
+
+    Of derived, [K, T, B, C-1, D] or None, then those of ``Weights``, in its order, None for a memory not learned.
+    """
     passing = _Backward(weights, saved, ops, learned_memory)
     for n in reversed(range(saved.length)):
         passing.turn(n, d_outputs[:, n])
@@ -99,7 +93,7 @@ class _Backward:
         self._set_gradients(product(d_gates, self.weights.from_own), cell)
         self.read[:, -1] += first
 
-    def gradients(self) -> Gradients:
+    def gradients(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of all learned tensors, after all turns. Overwrites ``d_gates``."""
         saved, weights = self.saved, self.weights
         d_gates = self.d_gates.flatten(2, 3)  # [K, C, T B, 4 H]
@@ -109,27 +103,15 @@ class _Backward:
             derived = before.unflatten(2, (saved.length, saved.batch)).permute(0, 2, 3, 1, 4)
         from_feature, gate_bias = product(d_gates.mT, saved.features.flatten(2, 3)), d_gates.sum(2)
         from_previous, from_own = self._of_states()
-        d_start = torch.stack([at.sum(2) for at in self.at], 2)
-        return Gradients(
-            derived,
-            (
-                from_previous,
-                from_feature,
-                from_own,
-                gate_bias,
-                self._of_heads(),
-                self.state.squeeze(2),
-                self.cell.sum(2),
-                of_softmax(d_start, saved.starts),
-                saved.d_memory.sum(2) if self.learned_memory else None,
-            ),
-        )
+        start = of_softmax(torch.stack([at.sum(2) for at in self.at], 2), saved.starts)
+        memory = saved.d_memory.sum(2) if self.learned_memory else None
+        initial = (self.state.squeeze(2), self.cell.sum(2), start, memory)
+        return derived, from_previous, from_feature, from_own, gate_bias, self._of_heads(), *initial
 
     def _of_states(self) -> tuple[Tensor, Tensor]:
         """Return the gradients of ``from_previous`` and ``from_own``.
 
-        Inputs of turn 1 that are equal for all sessions are taken from the last session's row only, with the sum of
-        the gradients over sessions.
+        Inputs of turn 1 equal for all sessions are taken from the last session's row, with the sum of the gradients.
         """
         saved, last, shared = self.saved, self.saved.batch - 1, self.d_gates[:, :, 0].sum(2)
         alike = saved.turns[0].side_by_side

@@ -59,10 +59,9 @@ def lstm_slopes(gates: Tensor, cell: Tensor, squashed: Tensor, out: Tensor) -> T
 
 
 def lstm_backward(d_hidden: Tensor, d_cell: Tensor, forget: Tensor, to_cell: Tensor, slopes: Tensor) -> Tensor:
-    """Backward of ``lstm``, given ``to_cell`` and ``slopes`` of ``lstm_slopes``.
+    """Backward of ``lstm``, given results of ``lstm_slopes``; return the gradient of the old cell [L, B, H].
 
-    Replaces ``slopes`` by the gradient of the raw gates. forget: [L, B, H], the gate f. Returns the gradient of the old
-    cell [L, B, H].
+    Replaces ``slopes`` by the gradient of the raw gates. forget: [L, B, H], the gate f.
     """
     size = forget.shape[-1]
     d_cell = torch.addcmul(d_cell, d_hidden, to_cell)
@@ -90,10 +89,6 @@ class MemoryRows(NamedTuple):
     @classmethod
     def of(cls, memory: Tensor) -> MemoryRows:
         return cls(memory, torch.linalg.vector_norm(memory, dim=-1).clamp_min_(NORM_FLOOR))
-
-    def stage(self, c: int) -> MemoryRows:
-        """Return the rows of stage ``c``, for L = [K, C]."""
-        return MemoryRows(self.memory[:, c], self.norms[:, c])
 
 
 def norm_slopes(norms: Tensor) -> Tensor:
@@ -155,11 +150,10 @@ def address(rows: MemoryRows | None, key: Tensor | None, raw: Tensor, previous: 
 
 
 class HeadGradients(NamedTuple):
-    """Gradients of a head's addressing.
+    """Gradients of a head's addressing. previous: [L, B, N], of the previous weights.
 
-    previous: [L, B, N], of the previous weights. With content addressing also dots and pull: [L, B, N], and key_pull:
-    [L, B, 1]; without it, they are empty. The gradient of row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is
-    sum_i dots_i M_i + key_pull key.
+    With content addressing also dots and pull: [L, B, N], and key_pull: [L, B, 1]; else they are empty. The gradient of
+    row M_i is dots_i key + pull_i norm_slopes_i M_i, that of the key is sum_i dots_i M_i + key_pull key.
     """
 
     previous: Tensor
@@ -201,18 +195,10 @@ def write(memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, out: Tens
     return torch.addcmul(memory, weights.unsqueeze(-1), change, out=out)
 
 
-class WriteGradients(NamedTuple):
-    """Gradients of weights [L, B, N], erase [L, B, M] and add [L, B, M]."""
-
-    weights: Tensor
-    erase: Tensor
-    add: Tensor
-
-
 def write_backward(
     d_new: Tensor, memory: Tensor, weights: Tensor, erase: Tensor, add: Tensor, scratch: Tensor
-) -> WriteGradients:
-    """Return the gradients of all arguments of ``write`` but the memory, given that of the new memory [L, B, N, M].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of weights [L, B, N], erase and add [L, B, M], given that of the new memory [L, B, N, M].
 
     ``scratch``: a buffer like ``d_new``, not used if the memory is given as one row.
     """
@@ -220,10 +206,10 @@ def write_backward(
     if memory.shape[-2] == 1:
         row = memory.squeeze(-2)
         change = torch.addcmul(add, row, erase, value=-1)
-        return WriteGradients(along_rows(change, d_new), (row * d_add).neg_(), d_add)
+        return along_rows(change, d_new), (row * d_add).neg_(), d_add
     overlap = torch.mul(d_new, memory, out=scratch)
     d_weights = along_rows(add, d_new) - along_rows(erase, overlap)
-    return WriteGradients(d_weights, over_rows(weights, overlap).neg_(), d_add)
+    return d_weights, over_rows(weights, overlap).neg_(), d_add
 
 
 def old_memory_gradient(d_new: Tensor, weights: Tensor, erase: Tensor, scratch: Tensor) -> Tensor:

@@ -187,18 +187,17 @@ def read(memory, norms, states, raws, previous, cosines, weights, c: int, n: int
     """
     runs, _, batch, slots, width = memory.shape
     room = np.empty((5, max(3, slots)), memory.dtype)
-    for k in range(runs):
-        for b in range(batch):
-            raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
-            _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
-            _address(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
+    for k, b in np.ndindex(runs, batch):
+        raw, rows, out = raws[k, c, n, b], memory[k, c, b], states[k, c, n + 1, b]
+        _cosines(rows, norms[k, c, b], raw[:width], cosines[k, c, b])
+        _address(raw[width:], cosines[k, c, b], False, previous[k, c, b], room)
+        for m in range(width):
+            out[m] = 0
+        for i in range(slots):
+            weight, row = room[3, i], rows[i]
+            weights[k, c, b, i] = weight
             for m in range(width):
-                out[m] = 0
-            for i in range(slots):
-                weight, row = room[3, i], rows[i]
-                weights[k, c, b, i] = weight
-                for m in range(width):
-                    out[m] += weight * row[m]
+                out[m] += weight * row[m]
 
 
 @compiled
@@ -208,20 +207,19 @@ def read_backward(
     """Backward of ``read``; d_read: [K, C, B, M]; overwrites d_weights [K, C, B, N], the weights' other gradients."""
     runs, _, batch, slots, width = memory.shape
     room, d_cosines = np.empty((5, max(3, slots)), memory.dtype), np.empty(slots, memory.dtype)
-    for k in range(runs):
-        for b in range(batch):
-            raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
-            found, at = cosines[k, c, b], d_weights[k, c, b]
-            before, d_before = previous[k, c, b], d_previous[k, c, b]
-            _address(raw[width:], found, False, before, room)
-            for i in range(slots):
-                total, row = gradient.dtype.type(0), rows[i]
-                for m in range(width):
-                    total += gradient[m] * row[m]
-                at[i] += total
-            _address_backward(at, raw[width:], found, False, before, room, d_raw[width:], d_before, d_cosines)
-            key, d_key = raw[:width], d_raw[:width]
-            _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
+    for k, b in np.ndindex(runs, batch):
+        raw, d_raw, rows, gradient = raws[k, c, n, b], d_raws[k, c, n, b], memory[k, c, b], d_read[k, c, b]
+        found, at = cosines[k, c, b], d_weights[k, c, b]
+        before, d_before = previous[k, c, b], d_previous[k, c, b]
+        _address(raw[width:], found, False, before, room)
+        for i in range(slots):
+            total, row = gradient.dtype.type(0), rows[i]
+            for m in range(width):
+                total += gradient[m] * row[m]
+            at[i] += total
+        _address_backward(at, raw[width:], found, False, before, room, d_raw[width:], d_before, d_cosines)
+        key, d_key = raw[:width], d_raw[:width]
+        _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
 
 
 @compiled
@@ -233,20 +231,18 @@ def write(memory, norms, raws, previous, cosines, weights, new, new_norms, alike
     """
     runs, stages, batch, slots, width = new.shape
     room = np.empty((5, max(3, slots)), new.dtype)
-    for k in range(runs):
-        for c in range(stages):
-            for b in range(batch):
-                raw, rows = raws[k, c, b], memory[k, c, 0 if alike else b]
-                erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
-                if not alike:
-                    _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
-                _address(raw, cosines[k, c, b], alike, previous[k, c, b], room)
-                for i in range(slots):
-                    weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
-                    weights[k, c, b, i] = weight
-                    for m in range(width):
-                        out[m] = row[m] + weight * (add[m] - erase[m] * row[m])
-                    new_norms[k, c, b, i] = _norm(out)
+    for k, c, b in np.ndindex(runs, stages, batch):
+        raw, rows = raws[k, c, b], memory[k, c, 0 if alike else b]
+        erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
+        if not alike:
+            _cosines(rows, norms[k, c, b], raw[SCALARS + 2 * width :], cosines[k, c, b])
+        _address(raw, cosines[k, c, b], alike, previous[k, c, b], room)
+        for i in range(slots):
+            weight, row, out = room[3, i], rows[0 if alike else i], new[k, c, b, i]
+            weights[k, c, b, i] = weight
+            for m in range(width):
+                out[m] = row[m] + weight * (add[m] - erase[m] * row[m])
+            new_norms[k, c, b, i] = _norm(out)
 
 
 @compiled
@@ -256,75 +252,56 @@ def write_backward(
     """Write turn ``n`` of d_raws [K, C, T - 1, B, ..]; d_new: [K, C, B, N, M]; d_weights as in ``read_backward``."""
     runs, stages, batch, slots, width = d_new.shape
     room, d_cosines = np.empty((5, max(3, slots)), d_new.dtype), np.empty(slots, d_new.dtype)
-    for k in range(runs):
-        for c in range(stages):
-            for b in range(batch):
-                raw, d_raw, rows = raws[k, c, b], d_raws[k, c, n, b], memory[k, c, 0 if alike else b]
-                found, at = cosines[k, c, b], d_weights[k, c, b]
-                before, d_before = previous[k, c, b], d_previous[k, c, b]
-                erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
-                d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
-                _address(raw, found, alike, before, room)
-                for m in range(width):
-                    d_erase[m], d_add[m] = 0, 0
-                for i in range(slots):
-                    weight, row, gradient = room[3, i], rows[0 if alike else i], d_new[k, c, b, i]
-                    total = gradient.dtype.type(0)
-                    for m in range(width):  # three loops: possible aliasing prevents vectorization of a single loop
-                        total += gradient[m] * (add[m] - erase[m] * row[m])
-                    for m in range(width):
-                        d_erase[m] -= weight * (gradient[m] * row[m])
-                    for m in range(width):
-                        d_add[m] += weight * gradient[m]
-                    at[i] += total
-                for m in range(width):
-                    d_erase[m] *= erase[m] - erase[m] * erase[m]
-                _address_backward(at, raw, found, alike, before, room, d_raw[:SCALARS], d_before, d_cosines)
-                if not alike:
-                    key, d_key = raw[SCALARS + 2 * width :], d_raw[SCALARS + 2 * width :]
-                    _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
+    for k, c, b in np.ndindex(runs, stages, batch):
+        raw, d_raw, rows = raws[k, c, b], d_raws[k, c, n, b], memory[k, c, 0 if alike else b]
+        found, at = cosines[k, c, b], d_weights[k, c, b]
+        before, d_before = previous[k, c, b], d_previous[k, c, b]
+        erase, add = raw[SCALARS : SCALARS + width], raw[SCALARS + width : SCALARS + 2 * width]
+        d_erase, d_add = d_raw[SCALARS : SCALARS + width], d_raw[SCALARS + width : SCALARS + 2 * width]
+        _address(raw, found, alike, before, room)
+        for m in range(width):
+            d_erase[m], d_add[m] = 0, 0
+        for i in range(slots):
+            weight, row, gradient = room[3, i], rows[0 if alike else i], d_new[k, c, b, i]
+            total = gradient.dtype.type(0)
+            for m in range(width):  # three loops: possible aliasing prevents vectorization of a single loop
+                total += gradient[m] * (add[m] - erase[m] * row[m])
+            for m in range(width):
+                d_erase[m] -= weight * (gradient[m] * row[m])
+            for m in range(width):
+                d_add[m] += weight * gradient[m]
+            at[i] += total
+        for m in range(width):
+            d_erase[m] *= erase[m] - erase[m] * erase[m]
+        _address_backward(at, raw, found, alike, before, room, d_raw[:SCALARS], d_before, d_cosines)
+        if not alike:
+            key, d_key = raw[SCALARS + 2 * width :], d_raw[SCALARS + 2 * width :]
+            _key_backward(d_cosines, found, rows, norms[k, c, b], key, d_key, dots[k, c, b], pulls[k, c, b])
 
 
 @compiled
 def gather(
-    memory,
-    norms,
-    raws,
-    weights,
-    dots,
-    pulls,
-    d_read,
-    d_memory,
-    writes,
-    write_weights,
-    write_dots,
-    write_pulls,
-    n: int,
-    wrote: bool,
+    memory, norms, raws, weights, dots, pulls, d_read, d_memory, writes, write_at, write_dots, write_pulls, n, wrote
 ) -> None:
     """Replace ``d_memory``, the gradient of the memories after turn ``n``, by that of the memories before it.
 
-    weights, dots, pulls: [K, C, B, N], of the read heads; writes: [K, C, B, 3 M + 6], the write heads' raw outputs. The
-    arguments of the write heads are only read if the turn ``wrote``.
+    weights, dots, pulls: [K, C, B, N], of the read heads; writes: [K, C, B, 3 M + 6], the write heads' raw outputs;
+    write_at: their weights. The arguments of the write heads are only read if the turn ``wrote``.
     """
     runs, stages, batch, slots, width = d_memory.shape
-    for k in range(runs):
-        for c in range(stages):
-            for b in range(batch):
-                key, gradient, wrote_with = raws[k, c, n, b], d_read[k, c, b], writes[k, c, b]
-                erase, write_key = wrote_with[SCALARS : SCALARS + width], wrote_with[SCALARS + 2 * width :]
-                for i in range(slots):
-                    total, row, pull = d_memory[k, c, b, i], memory[k, c, b, i], pulls[k, c, b, i]
-                    weight, dot = weights[k, c, b, i], dots[k, c, b, i]
-                    if wrote:
-                        write_weight, write_dot = write_weights[k, c, b, i], write_dots[k, c, b, i]
-                        slope = gradient.dtype.type((pull + write_pulls[k, c, b, i]) * _norm_slope(norms[k, c, b, i]))
-                        for m in range(width):
-                            kept = total[m] - write_weight * erase[m] * total[m]
-                            total[m] = (
-                                kept + weight * gradient[m] + dot * key[m] + write_dot * write_key[m] + slope * row[m]
-                            )
-                    else:
-                        slope = gradient.dtype.type(pull * _norm_slope(norms[k, c, b, i]))
-                        for m in range(width):
-                            total[m] = weight * gradient[m] + dot * key[m] + slope * row[m]
+    for k, c, b in np.ndindex(runs, stages, batch):
+        key, gradient, wrote_with = raws[k, c, n, b], d_read[k, c, b], writes[k, c, b]
+        erase, write_key = wrote_with[SCALARS : SCALARS + width], wrote_with[SCALARS + 2 * width :]
+        for i in range(slots):
+            total, row, pull = d_memory[k, c, b, i], memory[k, c, b, i], pulls[k, c, b, i]
+            weight, dot = weights[k, c, b, i], dots[k, c, b, i]
+            if wrote:
+                write_weight, write_dot = write_at[k, c, b, i], write_dots[k, c, b, i]
+                slope = gradient.dtype.type((pull + write_pulls[k, c, b, i]) * _norm_slope(norms[k, c, b, i]))
+                for m in range(width):
+                    kept = total[m] - write_weight * erase[m] * total[m]
+                    total[m] = kept + weight * gradient[m] + dot * key[m] + write_dot * write_key[m] + slope * row[m]
+            else:
+                slope = gradient.dtype.type(pull * _norm_slope(norms[k, c, b, i]))
+                for m in range(width):
+                    total[m] = weight * gradient[m] + dot * key[m] + slope * row[m]

@@ -22,24 +22,17 @@ from pipeline.training.models.cm_ntm import CMNTM
 
 
 class CascadeFunction(torch.autograd.Function):
-    """The cascade with its hand-written backward pass.
+    """The cascade with its hand-written backward pass: (saved, ops, queries, derived, *Weights) -> outputs.
 
-    (saved, ops, learned_memory, queries, derived, *Weights) -> outputs. queries: [K, T, B, D]; derived:
-    [K, T, B, C-1, D] or None; outputs: [r^C; h^C], [K, T, B, M + H]. The queries have no gradient, because they are
-    cached features.
+    queries: [K, T, B, D], cached features, so without a gradient; derived: [K, T, B, C-1, D] or None; outputs:
+    [r^C; h^C], [K, T, B, M + H].
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        saved: SavedActivations,
-        ops: TurnOps,
-        learned_memory: bool,
-        queries: Tensor,
-        derived: Tensor | None,
-        *weights: Tensor,
+        ctx: Any, saved: SavedActivations, ops: TurnOps, queries: Tensor, derived: Tensor | None, *weights: Tensor
     ) -> Tensor:
-        ctx.saved, ctx.ops, ctx.weights, ctx.learned_memory = saved, ops, Weights(*weights), learned_memory
+        ctx.saved, ctx.ops, ctx.weights = saved, ops, Weights(*weights)
         saved.uses += 1
         ctx.use = saved.uses
         return forward(queries, derived, ctx.weights, saved, ops)
@@ -49,8 +42,8 @@ class CascadeFunction(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.use != ctx.saved.uses:
             raise RuntimeError("another forward of the same shape came before this backward; call backward first")
-        found = backward(d_outputs, ctx.weights, ctx.saved, ctx.ops, ctx.learned_memory)
-        return None, None, None, None, found.derived, *found.weights
+        learned_memory = ctx.needs_input_grad[-1]
+        return None, None, None, *backward(d_outputs, ctx.weights, ctx.saved, ctx.ops, learned_memory)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -91,8 +84,7 @@ class FastCascade(StackedCascade):
         derived = None if self.shape.stages == 1 else self._derived(inputs)
         own = {name: getattr(self, name) for name in Weights._fields if name != "gate_bias"}
         weights = Weights(gate_bias=self.gate_biases.sum(2), **own)
-        given = (self._trace(by_turn), self._ops, self.learned_memory, by_turn, derived)
-        outputs = CascadeFunction.apply(*given, *weights)
+        outputs = CascadeFunction.apply(self._trace(by_turn), self._ops, by_turn, derived, *weights)
         flat = LinearFunction.apply(outputs.flatten(1, 2), self.output) + self.output_bias.unsqueeze(1)
         predicted = flat.unflatten(1, by_turn.shape[1:3]).transpose(1, 2)
         if not self.options.residual:

@@ -16,8 +16,7 @@ class GradIn(NamedTuple):
 
     state: [K, C, B, M + H], with the views read and hidden; cell: [K, C, B, H]; read_at: [K, C, B, N], of the read
     heads' weights. The chain may add its own gradients in place; to ``read`` it must add them. writing: of the turn's
-    write, None for the last turn. Buffers: d_gates, [K, C, B, 4 H]; d_raws, [K, C, T, B, M + 6], of the read heads' raw
-    outputs.
+    write, None for the last. Buffers: d_gates, [K, C, B, 4 H]; d_raws, [K, C, T, B, M + 6], of the read heads' outputs.
     """
 
     state: Tensor
@@ -31,10 +30,9 @@ class GradIn(NamedTuple):
 
 
 class GradOut(NamedTuple):
-    """Gradients returned by the chain's backward pass.
+    """Gradients returned by the chain's backward pass, of values before the turn.
 
-    previous: [K, C, B, N], of the read heads' weights before the turn; cell: [K, C, B, H], of the cells before the
-    turn; first: [K, B, M], of r^0(n).
+    previous: [K, C, B, N], of the read heads' weights; cell: [K, C, B, H], of the cells; first: [K, B, M], of r^0(n).
     """
 
     previous: Tensor
@@ -45,9 +43,8 @@ class GradOut(NamedTuple):
 class TurnOps(Protocol):
     """Operations of one turn of all stages.
 
-    ``forward`` and ``backward`` compute the chain of stages, r^{c-1}(n) -> gates -> read head -> r^c(n); they are not
-    called for a turn whose stages run side by side. ``write`` and ``write_backward`` are called for every turn but the
-    last.
+    ``forward`` and ``backward`` compute the chain of stages, r^{c-1}(n) -> gates -> read head -> r^c(n), unless these
+    run side by side in this turn; ``write`` and ``write_backward`` are called for every turn but the last.
     """
 
     def forward(self, saved: SavedActivations, weights: Weights, n: int, previous: Tensor) -> None:
@@ -65,10 +62,9 @@ class TurnOps(Protocol):
         """
 
     def write_backward(self, saved: SavedActivations, n: int, at: Tensor, d_raws: Tensor) -> HeadGradients:
-        """Compute turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6].
+        """Compute turn n of ``d_raws`` [K, C, T - 1, B, 3 M + 6] from ``saved.d_memory``, of the memories after turn n.
 
-        ``saved.d_memory``: gradient of the memories after turn n. ``at``: [K, C, B, N], gradient of the write heads'
-        weights; may be overwritten.
+        ``at``: [K, C, B, N], gradient of the write heads' weights; may be overwritten.
         """
 
     def backward(self, saved: SavedActivations, weights: Weights, n: int, grad_in: GradIn) -> GradOut:

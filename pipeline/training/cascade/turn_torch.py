@@ -21,7 +21,7 @@ class TorchTurn:
         heads: list[HeadWeights] = []
         for c in range(saved.shape.stages):
             raw = control(saved, weights, n, c)
-            rows = turn.rows.stage(c)
+            rows = MemoryRows(turn.rows.memory[:, c], turn.rows.norms[:, c])
             heads.append(cell.address(rows, raw[..., :width], raw[..., width:], previous[:, c]))
             saved.states[:, c, n + 1, :, :width] = cell.over_rows(heads[-1].weights, rows.memory)
         turn.read, turn.read_weights = heads, torch.stack([head.weights for head in heads], 1)
@@ -38,10 +38,11 @@ class TorchTurn:
         turn, width = saved.turns[n], saved.shape.width
         _, erase, add, key = _parts(turn.write_raw, width)
         scalars, d_erase, d_add, d_key = _parts(d_raws[:, :, n], width)
-        found = cell.write_backward(saved.d_memory, turn.rows.memory, turn.write.weights, erase, add, saved.scratch)
-        torch.ops.aten.sigmoid_backward.grad_input(found.erase, erase, grad_input=d_erase)
-        d_add.copy_(found.add)
-        head = cell.address_backward(found.weights.add_(at), turn.write, scalars)
+        given = (saved.d_memory, turn.rows.memory, turn.write.weights, erase, add, saved.scratch)
+        d_weights, d_erased, d_added = cell.write_backward(*given)
+        torch.ops.aten.sigmoid_backward.grad_input(d_erased, erase, grad_input=d_erase)
+        d_add.copy_(d_added)
+        head = cell.address_backward(d_weights.add_(at), turn.write, scalars)
         if not turn.side_by_side:
             torch.addcmul(cell.over_rows(head.dots, turn.rows.memory), head.key_pull, key, out=d_key)
         return head

@@ -20,23 +20,12 @@ FUSED = {"enable_fp_fusion": True}  # Triton 3.10 changes its default, which spe
 TILE = 4096  # maximum elements of a tile whose size is chosen here: 32 registers in each of 128 threads
 
 
-class _OfWeights(NamedTuple):
-    """Values that depend on weights only.
-
-    gram: [K, C, H + 1, H + 1], the Gram matrix of the read key's weights and bias; scalars: [K, C, 6, H + 1], weights
-    and bias of the read head's scalars.
-    """
-
-    gram: Tensor
-    scalars: Tensor
-
-
 class _Kept(NamedTuple):
     """Inputs and results of the forward kernel saved for the backward kernel; see the kernels for shapes."""
 
     products: Tensor
     answers: Tensor
-    of_weights: _OfWeights
+    of_weights: tuple[Tensor, Tensor]  # see ``_of_weights``
     previous: Tensor
     weights: Tensor
     cosines: Tensor
@@ -69,8 +58,8 @@ class TritonTurn:
         )
         given = (kept.products, kept.answers, *kept.of_weights, kept.previous, rows.norms)
         found = (kept.weights, kept.cosines, kept.key_norms)
-        raw, cells = _strided(saved.read_raw[:, :, n, :, width:], 1, 3), saved.cells[:, :, n + 1]
-        forward_turn[(runs * batch,)](*_controller(saved, n), cells, *given, *raw, *found, batch, **sizes(shape))
+        given = (*_controller(saved, n), *given, *_strided(saved.read_raw[:, :, n, :, width:], 2, 3), *found)
+        forward_turn[(runs * batch,)](*given, batch, saved.length, **sizes(shape))
         turn.read, turn.read_weights = kept, kept.weights
         saved.states[:, :, n + 1, :, :width] = over_rows(kept.weights, rows.memory)
         saved.read_raw[:, :, n, :, :width] = saved.heads(weights, n, slice(width))
@@ -84,12 +73,10 @@ class TritonTurn:
         (dots, pulls), key_pulls = (torch.empty_like(kept.weights) for _ in range(2)), torch.empty_like(kept.key_norms)
         upstream = (d_weights, *_strided(grad_in.hidden, 2, 3), d_cells)
         given = (kept.products, kept.answers, *kept.of_weights, kept.previous, turn.rows.norms)
-        raw, d_raw = (_strided(part[..., width:], 1, 3) for part in (saved.read_raw[:, :, n], d_raws))
-        addressed = (*raw, kept.cosines, kept.key_norms)
-        found = (*_strided(d_gates, 0, 2), d_old_cells, d_previous, dots, pulls, key_pulls, *d_raw)
-        backward_turn[(len(d_weights) * saved.batch,)](
-            *upstream, *_controller(saved, n), *given, *addressed, *found, saved.batch, **sizes(saved.shape)
-        )
+        addressed = (*_strided(saved.read_raw[:, :, n, :, width:], 2, 3), kept.cosines, kept.key_norms)
+        found = (d_gates, d_old_cells, d_previous, dots, pulls, key_pulls, d_raws[..., width:])
+        given = (*upstream, *_controller(saved, n), *given, *addressed, *found, saved.batch, saved.length)
+        backward_turn[(len(d_weights) * saved.batch,)](*given, **sizes(saved.shape))
         key_pull, keys = key_pulls.unsqueeze(-1), saved.read_raw[:, :, n, :, :width]
         torch.addcmul(over_rows(dots, turn.rows.memory), key_pull, keys, out=d_raws[..., :width])
         d_inputs = d_gates @ weights.from_previous
@@ -135,19 +122,22 @@ def _strided(tensor: Tensor, first: int, last: int) -> tuple[Any, ...]:
 
 
 def _controller(saved: SavedActivations, n: int) -> tuple[Any, ...]:
-    """Return gates, cells, squashed and hidden of turn n, [K, C, B, ..] each, with the strides that the kernels need."""
+    """Return gates, cells, squashed and hidden of turn n, [K, C, B, ..] each, and the stride of B of the last."""
     gates, cells, squashed = (part[:, :, n] for part in (saved.gates, saved.cells, saved.squashed))
-    return *_strided(gates, 0, 2), *_strided(cells, 0, 2), *_strided(squashed, 0, 2), *_strided(saved.hidden(n), 0, 3)
+    return gates, cells, squashed, *_strided(saved.hidden(n), 2, 3)
 
 
-def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> _OfWeights:
-    """Return the values that depend on weights only, computed once per forward pass."""
+def _of_weights(saved: SavedActivations, weights: Weights, n: int) -> tuple[Tensor, Tensor]:
+    """Return the values of the read head that depend on weights only, computed once per forward pass.
+
+    The Gram matrix of the key's weights and bias, [K, C, H + 1, H + 1]; those of the scalars, [K, C, 6, H + 1].
+    """
     before = saved.turns[n - 1].read if n else None
     if isinstance(before, _Kept):
         return before.of_weights
     width = saved.shape.width
     keys, scalars = weights.heads[..., :width], weights.heads[..., width : width + SCALARS]
-    return _OfWeights(keys @ keys.mT, scalars.mT.contiguous())
+    return keys @ keys.mT, scalars.mT.contiguous()
 
 
 def _programs(slots: Tensor) -> tuple[int]:
@@ -166,16 +156,9 @@ def memory_sizes(shape: Shape) -> dict[str, int]:
 def sizes(shape: Shape) -> dict[str, int]:
     """Return the compile-time constants and options of the stage kernels."""
     units, slots = max(16, triton.next_power_of_2(shape.hidden)), triton.next_power_of_2(shape.slots)
-    return {
-        "C": shape.stages,
-        "H": shape.hidden,
-        "N": shape.slots,
-        "UNITS": units,
-        "SLOTS": slots,
-        "ROWS": min(units, max(1, TILE // units)),
-        "num_warps": _warps(slots * max(units, slots)),
-        **FUSED,
-    }
+    constants = {"C": shape.stages, "H": shape.hidden, "N": shape.slots, "UNITS": units, "SLOTS": slots}
+    rows = min(units, max(1, TILE // units))
+    return {**constants, "ROWS": rows, "num_warps": _warps(slots * max(units, slots)), **FUSED}
 
 
 def _warps(elements: int) -> int:

@@ -17,8 +17,8 @@ def turnwise_cross_entropy(
 ) -> Tensor:
     """Return the mean over turns n of L_n = 1/B sum_i -log softmax_j(scale * cos(i f'_qry(n), j f_tar(n)))[i].
 
-    The targets of all other sessions at the same turn are negatives, even if two sessions share a target image, as in
-    the paper's formula (section 3.2).
+    A scalar. The targets of all other sessions at the same turn are negatives, even if two sessions share a target
+    image, as in the paper's formula (section 3.2).
 
     Args:
         predicted: [B, T, D], f'_qry.
@@ -27,9 +27,6 @@ def turnwise_cross_entropy(
             then averaged over its own sessions, and a turn with fewer than two sessions has no loss. None includes the
             repeated turns (the paper).
         scale: inverse temperature; 1 in the paper.
-
-    Returns:
-        Scalar.
     """
     queries = F.normalize(predicted, dim=-1).transpose(0, 1)  # [T, B, D]
     candidates = F.normalize(targets, dim=-1).transpose(0, 1)

@@ -32,10 +32,9 @@ class MemoryState(NamedTuple):
 
 
 class Addressing(NamedTuple):
-    """Parameters of the heads at one turn.
+    """Parameters of the heads at one turn: key [B, H, M], shift [B, H, 3], which sums to one, and the others [B, H, 1].
 
-    key: [B, H, M]; strength: [B, H, 1] >= 0; gate: [B, H, 1] in (0, 1); shift: [B, H, 3], sums to one;
-    sharpening: [B, H, 1] >= 1.
+    strength >= 0; gate in (0, 1); sharpening >= 1.
     """
 
     key: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.training.models.base import MemoryModel
-from pipeline.training.models.ewma import EWMA, running_average
+from pipeline.training.models.ewma import EWMA, next_average, running_average
 
 if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
@@ -40,14 +40,14 @@ class Residual(nn.Module):
             return running_average(queries, self.alpha) + output
         return queries + output if self.kind else output
 
-    def step(self, query: Tensor, average: Tensor, first: bool, output: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, query: Tensor, average: Tensor, turn: int | Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Compute one turn of ``forward``: query, output and the average so far [B, D] -> f'(n) and the new average.
 
-        ``first``: this is turn 1, and ``average`` is ignored. Only "ewma" updates the average.
+        ``turn``: see ``next_average``. Only "ewma" updates the average.
         """
         if self.kind != "ewma":
             return query + output if self.kind else output, average
-        average = query if first else self.alpha * query + (1 - self.alpha) * average
+        average = next_average(query, average, self.alpha, turn)
         return average + output, average
 
     def choose(self, features: SessionFeatures) -> dict[str, Any]:

@@ -40,16 +40,15 @@ class DerivedFeatures(nn.Module):
         for stage in self.weight.data.split(dim):
             nn.init.xavier_uniform_(stage)
 
-    def forward(self, queries: Tensor, first_turn: int = 0) -> Tensor:
+    def forward(self, queries: Tensor, first_turn: int | Tensor = 0) -> Tensor:
         """Compute the derived features: [B, T, D] -> [B, T, C-1, D].
 
-        ``first_turn``: position of the first of the T turns, from 0. Raises TrainingError for a training batch of one
-        session, which has no batch statistics.
+        ``first_turn``: position of the first turn, from 0. Raises TrainingError for a training batch of one session.
         """
         batch, turns = queries.shape[:2]
         if self.training and batch < 2:
             raise TrainingError("a training batch of one session has no batch statistics; give at least two sessions")
-        positions = [min(first_turn + n, TRACKED_TURNS - 1) for n in range(turns)]
+        positions = (torch.arange(turns, device=queries.device) + first_turn).clamp_max(TRACKED_TURNS - 1)
         mean, var = self.running_mean[positions], self.running_var[positions]
         inputs, statistics = F.linear(queries, self.weight).flatten(1), (mean.view(-1), var.view(-1))
         gain, bias = self.gain.repeat(turns), self.bias.repeat(turns)

@@ -11,9 +11,9 @@ from pipeline.training.models.base import MemoryModel
 
 
 class Total(NamedTuple):
-    """turn: number of turns so far; total: [B, D], the sum of their features."""
+    """turn: number of turns so far, a tensor in an exported graph; total: [B, D], the sum of their features."""
 
-    turn: int
+    turn: int | Tensor
     total: Tensor
 
 

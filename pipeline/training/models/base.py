@@ -1,8 +1,11 @@
-"""Base class of the memory models."""
+"""Base class of the memory models, and dropout with a replaceable source of random numbers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,6 +18,28 @@ from pipeline.training.errors import TrainingError
 if TYPE_CHECKING:
     from pipeline.training.data import SessionFeatures
     from pipeline.training.objective import Step
+
+
+Source = Callable[[Tensor, float], Tensor]
+_source: ContextVar[Source | None] = ContextVar("dropout", default=None)
+
+
+def dropout(values: Tensor, rate: float, training: bool) -> Tensor:
+    """Apply ``F.dropout``, or the source set by ``dropped_by``."""
+    source = _source.get()
+    if source is None or not training or not rate:
+        return F.dropout(values, rate, training)
+    return source(values, rate)
+
+
+@contextmanager
+def dropped_by(source: Source) -> Iterator[None]:
+    """Compute every dropout inside the context with ``source(values, rate)``: each run side by side draws its own."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 class TurnsSoFar(NamedTuple):
@@ -69,20 +94,17 @@ class MemoryModel(nn.Module, ABC):
         queries: [B, T, D], f_qry(1..T), or [B, T, D + E] for a model that reads ``texts``; sessions shorter than T are
         padded at the end. lengths: int64 [B], turns before padding.
         """
-        if queries.dim() != 3 or queries.shape[-1] != self.dim + self.texts or queries.shape[1] < 1:
-            raise TrainingError(
-                f"{self.name}: queries have shape {list(queries.shape)}, expected "
-                f"[batch, turns >= 1, {self.dim + self.texts}]; build the model for the width of the store's features"
-                + (f" ({self.dim}, and the option texts = {self.texts} for the text rows)" if self.texts else "")
-            )
+        width = self.dim + self.texts
+        if queries.dim() != 3 or queries.shape[-1] != width or queries.shape[1] < 1:
+            what = f"{self.name}: queries have shape {list(queries.shape)}, expected [batch, turns >= 1, {width}]"
+            parts = f" ({self.dim}, and the option texts = {self.texts} for the text rows)" if self.texts else ""
+            raise TrainingError(f"{what}; build the model for the width of the store's features{parts}")
         if lengths.shape != queries.shape[:1]:
-            raise TrainingError(
-                f"{self.name}: lengths have shape {list(lengths.shape)} for {queries.shape[0]} sessions; give one each"
-            )
+            what = f"{self.name}: lengths have shape {list(lengths.shape)} for {queries.shape[0]} sessions"
+            raise TrainingError(f"{what}; give one each")
         if self.reads == "concatenated" and queries.shape[1] != 1:
-            raise TrainingError(
-                f"{self.name} reads one query of all captions, got {queries.shape[1]} turns; use the concatenated rows"
-            )
+            what = f"{self.name} reads one query of all captions, got {queries.shape[1]} turns"
+            raise TrainingError(f"{what}; use the concatenated rows")
         return self._forward(queries, lengths)
 
     @abstractmethod
@@ -92,9 +114,8 @@ class MemoryModel(nn.Module, ABC):
     def score(self, queries: Tensor, lengths: Tensor, candidates: Tensor) -> Tensor:
         """Score each candidate for each session after its last turn; higher is better.
 
-        The default is the cosine of f'_qry(N) and f_tar; a model with ``scores`` overrides it. A score does not depend
-        on padding, the other sessions or the other candidates. queries, lengths: as ``forward``; candidates: [G, D],
-        f_tar. Returns [B, G].
+        The default is the cosine of f'_qry(N) and f_tar; a model with ``scores`` overrides it. A score must not depend
+        on padding, other sessions or candidates. queries, lengths: as ``forward``; candidates: [G, D], f_tar -> [B, G].
         """
         last = last_turn(self(queries, lengths), lengths)
         return F.normalize(last, dim=-1) @ F.normalize(candidates, dim=-1).T
@@ -140,7 +161,6 @@ class MemoryModel(nn.Module, ABC):
     def fit_parameters(self, features: SessionFeatures) -> dict[str, Any]:
         """Set the parameters that are not trained by gradient from these sessions; return the chosen values.
 
-        For a model that is not ``trainable`` this is the whole training; for others it runs before the first epoch. The
-        default sets nothing and returns {}.
+        The whole training of a model that is not ``trainable``, else before the first epoch. The default sets nothing.
         """
         return {}

@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from manifests.schema import Frozen
-from pipeline.training.models._dropout import dropout
-from pipeline.training.models.base import MemoryModel, last_turn
+from pipeline.training.models.base import MemoryModel, dropout, last_turn
 
 if TYPE_CHECKING:
     from pipeline.training.objective import Step

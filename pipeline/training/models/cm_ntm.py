@@ -20,11 +20,11 @@ from pipeline.training.models._stage import DerivedFeatures, Stage
 class CascadeState(NamedTuple):
     """State of B dialogues between two turns.
 
-    turn: number of turns so far; stages: the state of each of the C memories; average: [B, D], the moving average of
-    the queries for the option residual = "ewma", zeros otherwise.
+    turn: number of turns so far, a tensor in an exported graph; stages: the state of each of the C memories; average:
+    [B, D], the moving average of the queries for the option residual = "ewma", zeros otherwise.
     """
 
-    turn: int
+    turn: int | Tensor
     stages: tuple[MemoryState, ...]
     average: Tensor
 
@@ -75,19 +75,15 @@ class CMNTM(ResidualModel):
         return CascadeState(0, tuple(stage.initial_state(batch) for stage in self.stages), average)
 
     def step(self, query: Tensor, state: CascadeState) -> tuple[Tensor, CascadeState]:
-        """Process one turn of B dialogues, in eval mode: f_qry(n) [B, D] -> f'_qry(n) [B, D] and the next state.
-
-        Successive steps give the same outputs as ``forward`` on the whole sessions. Raises TrainingError in training
-        mode.
-        """
+        """Process one turn of B dialogues, see ``MemoryModel.step``. Raises TrainingError in training mode."""
         if self.training:
             raise TrainingError(f"{self.name}: step is for inference; call model.eval() first")
         (features,) = self._features(query.unsqueeze(1), first_turn=state.turn)
         output, stages = self._turn(features, state.stages)
-        output, average = self.residual.step(query, state.average, state.turn == 0, output)
+        output, average = self.residual.step(query, state.average, state.turn, output)
         return output, CascadeState(state.turn + 1, stages, average)
 
-    def _features(self, queries: Tensor, first_turn: int = 0) -> list[tuple[Tensor, ...]]:
+    def _features(self, queries: Tensor, first_turn: int | Tensor = 0) -> list[tuple[Tensor, ...]]:
         """Return for each turn f_drv^1..C, each [B, D], from queries [B, T, D]; the last one is f_qry itself."""
         turns = queries.unbind(1)
         if self.derived is None:

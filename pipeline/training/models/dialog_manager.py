@@ -9,8 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from manifests.schema import Frozen
-from pipeline.training.models._dropout import dropout
-from pipeline.training.models.base import MemoryModel, last_turn
+from pipeline.training.models.base import MemoryModel, dropout, last_turn
 
 if TYPE_CHECKING:
     from pipeline.training.objective import Step
@@ -129,11 +128,10 @@ def _gallery(rows: Tensor, fill: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _summed_ranks(distances: Tensor, actions: Tensor, places: Tensor, present: Tensor) -> Tensor:
-    """Return the surrogate: for each turn n and action, the summed ranks of the targets of turns n..N.
+    """Return the surrogate [B, T, A]: for each turn n and action, the summed ranks of the targets of turns n..N.
 
     Targets are ranked by distance from the action; of equal distances, the lower slot is first. distances: [G, G]
-    between slots of the gallery; actions: int64 [B, T, A] and places: int64 [B, T], slots; present: bool [B, T];
-    returns [B, T, A].
+    between slots of the gallery; actions: int64 [B, T, A] and places: int64 [B, T], slots; present: bool [B, T].
     """
     order = distances.sort(dim=1, stable=True).indices
     place = torch.arange(len(distances), device=order.device).expand_as(order)

@@ -20,9 +20,9 @@ GRID = tuple(step / 20 for step in range(20, 0, -1))  # 1.00 (last turn only) do
 
 
 class AverageState(NamedTuple):
-    """turn: number of turns so far; average: [B, D], f'_qry of the last turn."""
+    """turn: number of turns so far, a tensor in an exported graph; average: [B, D], f'_qry of the last turn."""
 
-    turn: int
+    turn: int | Tensor
     average: Tensor
 
 
@@ -32,6 +32,14 @@ def running_average(queries: Tensor, alpha: float | Tensor) -> Tensor:
     for turn in queries.unbind(1)[1:]:
         averages.append(alpha * turn + (1 - alpha) * averages[-1])
     return torch.stack(averages, 1)
+
+
+def next_average(query: Tensor, average: Tensor, alpha: Tensor, turn: int | Tensor) -> Tensor:
+    """Return EWMA(n) [B, D] from EWMA(n-1); ``turn``: number of earlier turns, a tensor in an exported graph."""
+    moved = alpha * query + (1 - alpha) * average
+    if isinstance(turn, Tensor):
+        return torch.where(turn == 0, query, moved)
+    return moved if turn else query
 
 
 class EWMA(MemoryModel):
@@ -60,7 +68,7 @@ class EWMA(MemoryModel):
 
     def step(self, query: Tensor, state: AverageState) -> tuple[Tensor, AverageState]:
         self._check_chosen()
-        average = self.alpha * query + (1 - self.alpha) * state.average if state.turn else query
+        average = next_average(query, state.average, self.alpha, state.turn)
         return average, AverageState(state.turn + 1, average)
 
     def _check_chosen(self) -> None:

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from manifests.schema import Frozen
-from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
 from pipeline.training.models._stage import initialize_controller
+from pipeline.training.models.base import dropout
 
 
 class NoMemory(ResidualModel):

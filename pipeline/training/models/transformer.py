@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
-from pipeline.training.models._dropout import dropout
 from pipeline.training.models._residual import Residual, ResidualKind, ResidualModel
+from pipeline.training.models.base import dropout
 
 
 class Transformer(ResidualModel):
@@ -33,9 +33,8 @@ class Transformer(ResidualModel):
     def __init__(self, options: Options, dim: int):
         super().__init__(options, dim)
         if options.width % options.heads:
-            raise TrainingError(
-                f"transformer: width {options.width} does not divide into {options.heads} heads; set heads to a divisor"
-            )
+            what = f"width {options.width} does not divide into {options.heads} heads"
+            raise TrainingError(f"transformer: {what}; set heads to a divisor")
         self.input = nn.Linear(dim + options.texts, options.width)
         self.position = nn.Parameter(torch.randn(options.turns, options.width) * 0.02)
         layer = nn.TransformerEncoderLayer(
@@ -49,9 +48,8 @@ class Transformer(ResidualModel):
     def _forward(self, queries: Tensor, lengths: Tensor) -> Tensor:
         turns = queries.shape[1]
         if turns > self.options.turns:
-            raise TrainingError(
-                f"transformer: a session of {turns} turns, built for {self.options.turns}; raise the option turns"
-            )
+            what = f"a session of {turns} turns, built for {self.options.turns}"
+            raise TrainingError(f"transformer: {what}; raise the option turns")
         tokens = self.input(dropout(queries, self.options.dropout, self.training)) + self.position[:turns]
         later = torch.ones(turns, turns, dtype=torch.bool, device=queries.device).triu(1)
         return self.residual(queries[..., : self.dim], self.output(self.layers(tokens, later, is_causal=True)))

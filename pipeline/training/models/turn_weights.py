@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from manifests.schema import Frozen
 from pipeline.training.errors import TrainingError
-from pipeline.training.models._dropout import dropout
-from pipeline.training.models.base import MemoryModel
+from pipeline.training.models.base import MemoryModel, dropout
 from pipeline.training.models.ewma import EWMA
 
 

@@ -78,10 +78,8 @@ def interactive_order(bed: TestBed, models: Sequence[Trained], queries: Queries 
     columns = (f"final overlap@{k}", "final rank correlation", f"first-turn overlap@{k}")
     how = "From the session's first image, the model gets each feedback in turn, and its own best result is the next "
     how += "reference; once in the logged order, once in reverse."
-    first = (
-        f"The first-turn column compares the top {k} after one feedback: how different the ways to the same end are."
-    )
-    out = MeasureTable(f"{how} {first}", columns)
+    first = f"compares the top {k} after one feedback: how different the ways to the same end are."
+    out = MeasureTable(f"{how} The first-turn column {first}", columns)
     if queries is None or queries.composer is None:
         out.why_not = "the extractor is a joint model: a new (reference, feedback) pair has no cached query"
         return out

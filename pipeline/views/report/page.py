@@ -62,8 +62,7 @@ def _pictures(values: dict[str, Any], space: int) -> tuple[dict[str, str], int]:
     wanted = [i for i in shown if pictures.has_pixels(i)]
     chosen: dict[str, str] = {}
     for image in wanted:
-        data = pictures.thumbnail(image, values["options"].thumbnail)
-        if data is None:
+        if (data := pictures.thumbnail(image, values["options"].thumbnail)) is None:
             continue
         text = base64.b64encode(data).decode()
         space -= len(text) + 8

@@ -88,11 +88,10 @@ def exact_retention(
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1 and s.id in requests]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("top-1: all earlier", f"top-{k}: all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    how = (
-        'Share of the final results that have every value that earlier turns asked for; columns "... ago" look at one '
-    )
-    how += f"earlier turn, in the top {k}. Exact: the dataset knows what each turn asked for."
-    out = MeasureTable(how, columns, len(mine), "%")
+    how = "Share of the final results that have every value that earlier turns asked for;"
+    ago = f'columns "... ago" look at one earlier turn, in the top {k}.'
+    exact = "Exact: the dataset knows what each turn asked for."
+    out = MeasureTable(f"{how} {ago} {exact}", columns, len(mine), "%")
     if not mine:
         out.why_not = "no test session of two turns or more has known requests"
         return out
@@ -127,13 +126,9 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
     mine = [n for n, s in enumerate(bed.sessions) if len(s.turns) > 1]
     turns = max((len(bed.sessions[n].turns) for n in mine), default=0)
     columns = ("all earlier", *(_ago(n) for n in range(1, turns)), "newest feedback")
-    how = (
-        f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone, by the cosine "
-    )
-    how += (
-        "of its text embedding with the images' (50 is chance, 100 the best match). An estimate: the text tower judges."
-    )
-    out = MeasureTable(how, columns, len(mine), "percentile")
+    how = f"Mean percentile of the final top {k} when the gallery is ranked by one earlier feedback alone,"
+    cosine = "by the cosine of its text embedding with the images' (50 is chance, 100 the best match)."
+    out = MeasureTable(f"{how} {cosine} An estimate: the text tower judges.", columns, len(mine), "percentile")
     tables = backbone.tables
     if not mine:
         out.why_not = "no test session has two turns or more"
@@ -148,8 +143,7 @@ def scored_retention(bed: TestBed, models: Sequence[Trained], backbone: Store, k
         session = bed.sessions[n]
         early: dict[str, list[float]] = defaultdict(list)  # one mean per session: its turns are not independent
         for number, turn in enumerate(session.turns):
-            percentiles = judge.percentiles(session.category, turn.text)
-            if percentiles is None:
+            if (percentiles := judge.percentiles(session.category, turn.text)) is None:
                 continue
             ago = len(session.turns) - 1 - number
             for label, top in tops.items():
@@ -171,8 +165,7 @@ def telling_session(
     best: tuple[int, int | None] = (0, None)
     tops = [bed.top(bed.finals(m), k) for m in (one, other)]
     for n, session in enumerate(bed.sessions):
-        early = requests.get(session.id, ())[:-1]
-        if early:
+        if early := requests.get(session.id, ())[:-1]:
             kept = [sum(all(meets(dataset, bed.image(n, r), w) for w in early) for r in t[n] if r >= 0) for t in tops]
             best = max(best, (kept[0] - kept[1], n), key=lambda found: found[0])
     return best[1]

@@ -1,4 +1,4 @@
-"""Live queries: (reference, feedback) -> f_qry, from cached rows if present, otherwise from the extractor."""
+"""Live queries: (reference, feedback) -> f_qry, from cached rows if present, otherwise from the rows' extractor."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from cache import Store
+from cache.layout import canonical
 from manifests.errors import FashionNTMError, IncompleteError
-from manifests.identity import pair_key, stack_keys, text_key
-from manifests.schema import Dataset, RunSpec, Session
+from manifests.identity import changed_fields, pair_key, stack_keys, text_key
+from manifests.schema import Component, Dataset, RunSpec, Session
+from pipeline.composition.compose import composed_fields
+from pipeline.composition.composers.base import Composer
+from pipeline.composition.ready import ready_composer
+from pipeline.composition.request import composer_request, is_joint
 from pipeline.core.workspace import Workspace
+from pipeline.extraction.extractors import load_extractor
 from pipeline.extraction.extractors.base import Extractor
+from pipeline.extraction.fitting.job import fitted_spec
 from pipeline.extraction.images import decode, read
-from pipeline.views.retrieval.live import store_composer
+from pipeline.jobs.experiment import Experiment
 
 TEXTS_KEPT = 10_000  # rows of encoded texts in memory
 
@@ -55,9 +62,8 @@ class Queries:
     def query(self, image: str | np.ndarray, text: str, texts: bool = False) -> Tensor:
         """Return f_qry [D] of an image, given as a catalog id or an uploaded image's row (``upload``), and a text.
 
-        ``texts``: return [D + E], with the text's own row appended, for a model that reads ``texts``.
-
-        Raises QueryError, naming the missing row and the way to supply it.
+        ``texts``: return [D + E], with the text's own row appended, for a model that reads ``texts``. Raises
+        QueryError, naming the missing row and the way to supply it.
         """
         if texts:
             return torch.cat([self.query(image, text), torch.from_numpy(self.text_row(text))])
@@ -79,8 +85,7 @@ class Queries:
     def text_row(self, text: str) -> np.ndarray:
         """Return the backbone's row of a text, float32 [D]: cached, or encoded now."""
         text = " ".join(text.split())
-        row = self._texts.get(text)
-        if row is None:
+        if (row := self._texts.get(text)) is None:
             row = self._row("text", text_key(text))
         if row is None:
             row = self._encode(text, lambda extractor: extractor.encode_texts([text])[0])
@@ -156,3 +161,48 @@ def known_texts(queries: Queries, sessions: Sequence[Session]) -> list[str]:
         return texts[:200] if "query" in queries.backbone.tables else []
     rows = queries.backbone.find("text", stack_keys(text_key(text) for text in texts))
     return [text for text, row in zip(texts, rows, strict=True) if row >= 0][:200]
+
+
+def store_extractor(experiment: Experiment) -> Extractor:
+    """Load the extractor of the backbone rows, with its fitted weights if any, in the rows' precision.
+
+    Raises IncompleteError if its semantic fields differ from the store's, naming them old -> new and the command to
+    run, or if it is not fitted yet; and the errors of ``load_extractor``.
+    """
+    about = spec, dataset, workspace = experiment.spec, experiment.dataset, experiment.workspace
+    backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(*about)
+    if "compute_dtype" in backbone.fields:  # set by ``extract --precision``, not by a spec
+        options = {**chosen.extractor.options, "dtype": backbone.fields["compute_dtype"]}
+        chosen = chosen.model_copy(update={"extractor": Component(name=chosen.extractor.name, **options)})
+    extractor = load_extractor(chosen, str(experiment.device))
+    _same(backbone.fields, canonical(extractor.semantic()), f"extractor '{spec.extractor.name}'", backbone, spec)
+    return extractor
+
+
+def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Composer | None:
+    """Load the composer of the spec's query rows, in eval mode; None for a joint model, which needs none.
+
+    For a cross-fitted store this is the head fitted on all train sessions. Raises IncompleteError if weights, options
+    or backbone differ from the store's fields.
+    """
+    backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
+    if is_joint(backbone):
+        return None
+    ready, command = ready_composer(request, spec, dataset, backbone, folds=False), "extract"
+    if request.kind.trainable:
+        command = "fit-composer"
+    if ready is None:
+        what = f"the fitted composer of spec '{spec.name}' is missing or damaged"
+        raise IncompleteError(f"{what}: run `{spec.command('fit-composer')}`")
+    stored = {k: v for k, v in store.fields["composer"].items() if k != "folds"}
+    found = canonical(composed_fields(backbone, ready.composer, ready.weights))
+    _same(store.fields | {"composer": stored}, found, f"composer '{request.name}'", store, spec, command)
+    return ready.composer
+
+
+def _same(
+    stored: dict[str, Any], found: dict[str, Any], what: str, store: Store, spec: RunSpec, command: str = "extract"
+) -> None:
+    if changed := changed_fields(stored, found):
+        since = f"changed since it made {store.path.name} ({'; '.join(changed)})"
+        raise IncompleteError(f"{what} of spec '{spec.name}' {since}: run `{spec.command(command)}`")

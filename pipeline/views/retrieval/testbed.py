@@ -77,8 +77,7 @@ class TestBed:
         rows = queries.cpu().numpy()
         for category, numbers in self.members.items():
             gallery = self.candidates[category]
-            mine = [n for n in numbers if wanted[n] in gallery.index]
-            if mine:
+            if mine := [n for n in numbers if wanted[n] in gallery.index]:
                 places = np.array([gallery.index[wanted[n]] for n in mine])
                 names = [self.sessions[n].id for n in mine]
                 out[mine] = ranks(rows[mine], gallery.features, places, names=names)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cache import Store
 from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem
-from manifests.identity import changed_fields, digest, session_key
+from manifests.identity import digest, session_key
 from manifests.schema import Session
 from pipeline.evaluation.evaluate import Candidates
 from pipeline.evaluation.files import ResultFiles
@@ -191,8 +191,3 @@ def data_of(store: Store, galleries: Mapping[str, Candidates], sessions: Sequenc
 
 def models_of(trained: Iterable[Trained]) -> list[dict[str, str]]:
     return [{"label": t.label, "run": t.run, "weights": t.weights} for t in trained]
-
-
-def changes(made_with: Mapping[str, Any], present: Mapping[str, Any]) -> str:
-    """Return the fields that differ, old -> new, on one line; "" if there are none."""
-    return "; ".join(changed_fields(dict(made_with), dict(present)))

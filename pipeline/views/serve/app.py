@@ -230,8 +230,7 @@ class _Page:
         return JSONResponse(await run_in_threadpool(work))
 
     async def start_image(self, request: Request) -> Response:
-        jpeg = self.engine.talk(request.path_params["id"]).upload_jpeg
-        if jpeg is None:
+        if (jpeg := self.engine.talk(request.path_params["id"]).upload_jpeg) is None:
             raise RequestError("this dialogue did not start from an uploaded image", 404)
         return Response(jpeg, media_type="image/jpeg")
 

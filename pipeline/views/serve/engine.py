@@ -68,8 +68,6 @@ class Engine:
         self._talks: OrderedDict[str, Talk] = OrderedDict()
         self._lock = Lock()
 
-    # ---- dialogues
-
     def start(self, category: object, image: object = None, models: object = None, upload: Any = None) -> Talk:
         """Start a dialogue from a catalog image, or from an upload (feature row, JPEG for the page)."""
         gallery = self._gallery(category)
@@ -87,8 +85,7 @@ class Engine:
 
     def talk(self, name: str) -> Talk:
         with self._lock:
-            talk = self._talks.get(name)
-            if talk is None:
+            if (talk := self._talks.get(name)) is None:
                 raise RequestError("this dialogue is no longer remembered: start a new one", 404)
             self._talks.move_to_end(name)
             return talk
@@ -172,8 +169,6 @@ class Engine:
                 found[label] = [(gallery.images[row], score) for row, score in pairs]
         return found
 
-    # ---- images and models
-
     def image_id(self, number: object) -> str:
         """Return the image id of a catalog number. Requests name images by number only, so paths cannot be traversed."""
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.ids):
@@ -203,8 +198,6 @@ class Engine:
         if unknown or len(set(names)) < len(names):
             raise RequestError(f"models {names}: name different ones of {', '.join(self.trained)}")
         return [self.trained[name] for name in names]
-
-    # ---- export
 
     def session(self, talk: Talk) -> Session:
         """Return the dialogue as a test session; its target is the currently chosen image."""

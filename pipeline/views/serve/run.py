@@ -13,8 +13,7 @@ from typing import Any
 from manifests.errors import FashionNTMError, IncompleteError
 from pipeline.extraction.extractors.base import Extractor
 from pipeline.jobs.experiment import Experiment
-from pipeline.views.retrieval.live import store_extractor
-from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.queries import Queries, store_extractor
 from pipeline.views.retrieval.trained import UNTRAINED, catalogue_models, runs_by_id, trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.guard import is_loopback
@@ -30,9 +29,8 @@ def open_engine(
     """Open the gallery, the trained runs (all of the spec's, or ``runs`` by id) and, if loadable, the extractor.
 
     A catalog without train sessions takes the runs of any dataset on the same features, else EWMA and the last turn.
-
-    Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows.
-    An extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
+    Raises IncompleteError when no run is trained, or the extractor differs from the one that made the store's rows. An
+    extractor that cannot be loaded is no error: the page gives the reason, and cached texts still work.
     """
     spec, dataset, workspace, log = experiment.spec, experiment.dataset, experiment.workspace, experiment.log
     if dataset.split("train"):
@@ -112,10 +110,8 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
             raise StoppedError("stopped") from None
 
 
-def saved_folder(folder: Path | None, engine: Engine, log: Log) -> SavedDialogues | None:
-    """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
-    if folder is None:
-        return None
+def saved_folder(folder: Path, engine: Engine, log: Log) -> SavedDialogues:
+    """Return the ``SavedDialogues`` of --save; log the dialogues in it that other runs answered."""
     saved = SavedDialogues(folder, engine.dataset, engine.made_with)
     if others := saved.of_other_runs(engine.trained.values()):
         log(others)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cache.files import replace_atomically
 from manifests.datasets._export import SESSIONS
 from manifests.datasets.jsonl import export
-from manifests.errors import FashionNTMError
+from manifests.errors import FashionNTMError, IncompleteError
+from manifests.identity import changed_fields
 from manifests.schema import Dataset, Session
-from pipeline.views.retrieval.trained import Trained, changes, models_of
+from pipeline.views.retrieval.trained import Trained, models_of
 
 ABOUT = "dialogues.json"
 
@@ -35,12 +36,6 @@ class _About(BaseModel):
     dialogues: dict[str, list[_Answering]] = {}
 
 
-class OtherDataError(FashionNTMError):
-    """Saved dialogues whose features or galleries are different or unknown."""
-
-    exit_code = 3
-
-
 class SavedDialogues:
     """A folder in the JSONL format (``manifests.datasets.jsonl``); each saved dialogue adds one line.
 
@@ -48,10 +43,10 @@ class SavedDialogues:
     that answered, with their weights.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, made_with: Mapping[str, Any]):
+    def __init__(self, folder: Path, dataset: Dataset, made_with: dict[str, Any]):
         """Write the folder unless it exists. ``made_with``: digests of store, galleries and train sessions.
 
-        Raises FashionNTMError if the folder has other contents, OtherDataError if its dialogues were made with other
+        Raises FashionNTMError if the folder has other contents, IncompleteError if its dialogues were made with other
         data, naming the differences.
         """
         self.folder, self._lock = folder, Lock()
@@ -61,10 +56,10 @@ class SavedDialogues:
         if not self._marker.is_file():
             train = dataset.model_copy(update={"name": f"{dataset.name}-dialogues", "sessions": dataset.split("train")})
             options = export(train, folder)
-            self._write({"of": dataset.name, "options": options, "made_with": dict(made_with), "dialogues": {}})
-        elif found := changes(self.about.get("made_with", {}), made_with):
-            what = f"its dialogues were made with other data ({found})"
-            raise OtherDataError(f"{folder}: {what}: name a new folder with --save")
+            self._write({"of": dataset.name, "options": options, "made_with": made_with, "dialogues": {}})
+        elif changed := changed_fields(self.about["made_with"], made_with):
+            what = f"its dialogues were made with other data ({'; '.join(changed)})"
+            raise IncompleteError(f"{folder}: {what}: name a new folder with --save")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -76,11 +71,6 @@ class SavedDialogues:
             place = ".".join(map(str, first["loc"])) or "the whole file"
             what = f"not the record of saved dialogues ({place}: {first['msg']})"
             raise FashionNTMError(f"{self._marker}: {what}; name a new folder with --save") from None
-
-    @property
-    def options(self) -> dict[str, str]:
-        """Return the options with which the jsonl dataset reads the folder."""
-        return self.about["options"]
 
     def of_other_runs(self, trained: Iterable[Trained]) -> str:
         """Describe, on one line, dialogues answered by other runs or by other weights of these; "" if there are none."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from manifests.identity import changed_fields
 from manifests.schema import RunSpec
 from pipeline.core.workspace import Workspace
 from pipeline.jobs.experiment import Experiment
 from pipeline.views.retrieval.testbed import TestBed
-from pipeline.views.retrieval.trained import Trained, changes, data_of, first_seeds, models_of, trained_runs
+from pipeline.views.retrieval.trained import Trained, data_of, first_seeds, models_of, trained_runs
 from pipeline.views.study.store import MOST_MODELS, StudyError, StudyFile, draw_questions
 
 PREFERRED = ("cm_ntm", "lstm", "ewma")  # the paper's three (section 4.6), if they are trained
@@ -48,9 +49,8 @@ def open_study(
     chosen = _choose(experiment, models)
     bed = TestBed(experiment)
     questions, differ = draw_questions(bed, chosen, sessions, k, seed)
-    experiment.log(
-        f"{len(questions)} questions; the models differ on {differ:,} of {len(bed.sessions):,} test sessions"
-    )
+    share = f"{differ:,} of {len(bed.sessions):,} test sessions"
+    experiment.log(f"{len(questions)} questions; the models differ on {share}")
     runs = [{**about, "title": m.title} for about, m in zip(models_of(chosen), chosen, strict=True)]
     facts = {"models": runs, "differ": differ, "test_sessions": len(bed.sessions), "made_with": _data_of(experiment)}
     return StudyFile.create(path, {**asked, **facts}, questions)
@@ -67,9 +67,9 @@ def _check_identity(study: StudyFile, experiment: Experiment) -> None:
     present = {m[name]: {"run": m["run"], "weights": m["weights"]} for name in ("label", "run") for m in models}
     now = {label: present.get(m["run"], present.get(label)) for label, m in known.items()}
     made_with = study.about.get("made_with", {})
-    if changed := changes({**made_with, "models": known}, {**_data_of(experiment), "models": now}):
-        what = f"{study.path}: its questions were drawn with other models or data ({changed}): answers to both would be"
-        raise StudyError(f"{what} counted as one; name a new file with --file")
+    if changed := changed_fields({**made_with, "models": known}, {**_data_of(experiment), "models": now}):
+        what = f"its questions were drawn with other models or data ({'; '.join(changed)}): answers to both would be"
+        raise StudyError(f"{study.path}: {what} counted as one; name a new file with --file")
 
 
 def _choose(experiment: Experiment, models: Sequence[str]) -> list[Trained]:

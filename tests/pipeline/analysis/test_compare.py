@@ -45,7 +45,7 @@ def test_changes_are_ordered_by_their_factor() -> None:
 def test_ranks_of_several_seeds_are_averaged_in_the_logarithm() -> None:
     found = compare(method([1, 1, 1, 1], fixed=True), method([1, 1, 1, 4], [1, 1, 1, 100]))
     (change,) = found.further
-    assert change.b == pytest.approx(20.0) and change.factor == pytest.approx(1 / 20)
+    assert change.b == pytest.approx(20.0) and change.a == pytest.approx(1.0)
     line = next(x for x in found.lines if (x.subset, x.metric) == ("all", "R@5"))
     assert line.difference == pytest.approx(-12.5) and line.least_p_seeds == 0.5
     assert "this number of seeds gives no p below 0.500" in to_text(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from manifests.schema import Dataset, Gallery, Image, Session, Turn
 from manifests.table_spec import DatasetTable, parse_table_spec
-from pipeline.analysis.dataset_table import build_dataset_table
+from pipeline.analysis.tables import build_dataset_table
 
 
 def small() -> Dataset:

@@ -17,7 +17,7 @@ from pipeline.analysis.drawing import DrawingError
 from pipeline.training.diagnostics import diagnose
 from pipeline.training.fit import fit
 from pipeline.training.models import build_model
-from pipeline.training.runs import RunFolder
+from pipeline.training.runs import DIAGNOSTICS, RunFolder
 from tests.pipeline.training.sessions import cumulative
 
 
@@ -38,7 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         target = RunFolder.of(folder / "runs", "toy", "cm_ntm", run)
         with target.training({"identity": {"seed": 3, "model": {"options": {"init": init}}}}) as held:
             for record in records(init) if init else []:
-                held.append_diagnosis(record)
+                held.append(record, DIAGNOSTICS)
             held.finish({"epochs": 2})
     return folder
 
@@ -107,7 +107,7 @@ def test_the_commands_errors_say_what_to_do(out: Path) -> None:
 def test_training_anew_removes_an_earlier_diagnosis(out: Path) -> None:
     folder = RunFolder.of(out / "runs", "toy", "cm_ntm", "9f" * 6)
     with folder.training({}) as held:
-        held.append_diagnosis({"epoch": 0})
+        held.append({"epoch": 0}, DIAGNOSTICS)
     assert folder.diagnoses() == [{"epoch": 0}]
     with folder.training({}):
         assert folder.diagnoses() == []

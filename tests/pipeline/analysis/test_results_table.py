@@ -9,9 +9,9 @@ import pytest
 
 from manifests.table_spec import DatasetTable, ResultsTable, RowSpec, load_table_spec, parse_table_spec, table_names
 from pipeline.analysis.cells import Row, Table, seed_text
-from pipeline.analysis.dataset_table import build_dataset_table
 from pipeline.analysis.protocol import TableError
 from pipeline.analysis.results_table import build_results_table
+from pipeline.analysis.tables import build_dataset_table
 
 Summaries = Callable[..., dict[str, Any]]
 SPEC: dict[str, Any] = {

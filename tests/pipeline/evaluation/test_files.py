@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from cache.files import write_json
 from pipeline.evaluation.evaluate import Evaluation
-from pipeline.evaluation.files import ResultFiles, ResultsError, load_results, load_summary, save_results, save_summary
+from pipeline.evaluation.files import ResultFiles, ResultsError, load_results, load_summary, save_results
 
 
 def evaluation() -> Evaluation:
@@ -43,9 +44,9 @@ def test_results_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_a_failed_write_keeps_the_older_file(tmp_path: Path) -> None:
     path = tmp_path / "summary.json"
-    save_summary(path, {"metrics": {}, "seed": 1})
+    write_json(path, {"metrics": {}, "seed": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        save_summary(path, {"metrics": {}, "seed": float("nan")})
+        write_json(path, {"metrics": {}, "seed": float("nan")})
     assert load_summary(path)["seed"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 

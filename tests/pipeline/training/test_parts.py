@@ -16,10 +16,10 @@ from pipeline.training import objective as objective_module
 from pipeline.training.average import WeightAverage
 from pipeline.training.data import SessionFeatures
 from pipeline.training.fit import fit
-from pipeline.training.hard_groups import HardGroups
 from pipeline.training.losses import build_loss, losses
 from pipeline.training.models import build_model
 from pipeline.training.objective import Objective, jittered, kept_turns
+from pipeline.training.sampling import HardGroups
 from tests.pipeline.training.sessions import cumulative
 
 BASE: dict[str, Any] = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3}

@@ -13,7 +13,7 @@ from pipeline.training.data import SessionFeatures, session_features
 from pipeline.training.fit import fit
 from pipeline.training.models import build_model
 from pipeline.training.objective import Objective
-from pipeline.training.recombine import Histories
+from pipeline.training.sampling import Histories
 from tests.pipeline.training.sessions import write_store
 
 

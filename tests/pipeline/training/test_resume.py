@@ -18,7 +18,7 @@ from manifests.schema import Training, Validation
 from pipeline.training import resume
 from pipeline.training.data import SessionFeatures
 from pipeline.training.job import Execution, Trained, TrainRequest, train_runs
-from pipeline.training.runs import RunFolder
+from pipeline.training.runs import METRICS, Run, RunFolder
 from tests.hostile.makers import damage
 from tests.pipeline.training.sessions import cumulative
 from tests.processes import forked
@@ -45,15 +45,16 @@ def request(runs: Path, features: SessionFeatures, name: str, seed: int = 0) -> 
     options, _, training = MODELS[name]
     held = cumulative(12, seed=2) if training.early_stopping else None
     fraction = Validation(fraction=0.3 if held else 0.0)
-    return TrainRequest(runs, "toy", "f" * 64, name, options, features, training, seed, fraction, held)
+    return TrainRequest(runs, "toy", "f" * 64, Run(name, options, training, seed), features, fraction, held)
 
 
 def train(requests: list[TrainRequest], **more: Any) -> tuple[list[Trained], list[tuple[int, int]]]:
     """The runs, and (seed, epoch after which it went on) of each that was resumed."""
     found: list[tuple[int, int]] = []
-    backend = MODELS[requests[0].name][1]
+    backend = MODELS[requests[0].run.model][1]
     done = train_runs(
-        requests, Execution(threads=1, backend=backend, resumed=lambda r, epoch: found.append((r.seed, epoch)), **more)
+        requests,
+        Execution(threads=1, backend=backend, resumed=lambda r, epoch: found.append((r.run.seed, epoch)), **more),
     )
     return done, found  # type: ignore[return-value]
 
@@ -134,7 +135,7 @@ def test_a_damaged_state_is_not_used(tmp_path: Path, features: SessionFeatures, 
     elif damage == "tensors":
         tensors.unlink()
     elif damage == "metrics":
-        given.folder.metrics_file.write_text("{}\n")
+        (given.folder.path / METRICS).write_text("{}\n")
     else:
         values = json.loads(about.read_text()) | {"torch": "0.1"}
         del values["check"]

@@ -21,7 +21,7 @@ from pipeline.training.data import SessionFeatures, sessions_digest
 from pipeline.training.errors import CheckpointError, DivergenceError, RunError
 from pipeline.training.job import Execution, TrainRequest, train_runs
 from pipeline.training.models import build_model
-from pipeline.training.runs import RunFolder, list_runs, run_identity
+from pipeline.training.runs import DIAGNOSTICS, METRICS, Run, RunFolder, list_runs, run_identity
 from pipeline.training.validate import embed
 from tests.pipeline.training.sessions import cumulative, sessions
 from tests.processes import forked
@@ -38,7 +38,7 @@ def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int =
     options = {"hidden": 8} if name == "lstm" else {}
     fields = {key: more.pop(key) for key in ("validation", "validation_features") if key in more}
     training = more.pop("training", QUICK)
-    request = TrainRequest(runs, "toy", "f" * 64, name, options, features, training, seed, **fields)
+    request = TrainRequest(runs, "toy", "f" * 64, Run(name, options, training, seed), features, **fields)
     (outcome,) = train_runs([request], Execution(threads=1, **more))
     if isinstance(outcome, DivergenceError):
         raise outcome
@@ -46,22 +46,16 @@ def train(runs: Path, features: SessionFeatures, name: str = "lstm", seed: int =
 
 
 def identity(model: str = "lstm", **changed: Any) -> str:
-    fields: dict[str, Any] = {
-        "store_fingerprint": "a",
-        "sessions": "b",
-        "model": model,
-        "options": {},
-        "training": QUICK,
-        "validation": Validation(),
-        "seed": 0,
-    }
-    return run_identity(**fields | changed).id
+    fields: dict[str, Any] = {"store": "a", "sessions": "b", "validation": Validation()}
+    own: dict[str, Any] = {"options": {}, "training": QUICK, "seed": 0}
+    own |= {key: changed.pop(key) for key in own if key in changed}
+    return run_identity(Run(model, **own), **fields | changed).id
 
 
 def test_identity_is_of_everything_that_changes_the_numbers() -> None:
     assert len(identity()) == 12 and identity() == identity()
     variants = [
-        identity(store_fingerprint="z"),
+        identity(store="z"),
         identity(sessions="z"),
         identity(options={"hidden": 8}),
         identity(training=QUICK.model_copy(update={"epochs": 4})),
@@ -101,7 +95,7 @@ def test_a_run_is_trained_once(tmp_path: Path, features: SessionFeatures) -> Non
 
     second = train(tmp_path, features, progress=lambda _, line: seen.append(line))
     assert second.reused and second.summary == first.summary and len(seen) == 3
-    third = train(tmp_path, features, progress=lambda _, line: seen.append(line), again=True)
+    third = train(tmp_path, features, progress=lambda _, line: seen.append(line), force=True)
     assert not third.reused and len(seen) == 6 and len(folder.metrics()) == 3
     assert torch.equal(embed(load_model(folder.path), features), embed(model, features))
     assert [run.path for run in list_runs(tmp_path)] == [folder.path]
@@ -156,7 +150,7 @@ def wait_after_an_epoch(_: TrainRequest, metrics: dict[str, Any]) -> None:
 
 
 def test_a_killed_run_holds_nobody_up_and_is_trained_again(tmp_path: Path, features: SessionFeatures) -> None:
-    request = TrainRequest(tmp_path, "toy", "f" * 64, "lstm", {"hidden": 8}, features, QUICK)
+    request = TrainRequest(tmp_path, "toy", "f" * 64, Run("lstm", {"hidden": 8}, QUICK), features)
     with forked(train_runs, [request], Execution(threads=1, progress=wait_after_an_epoch)) as program:
         assert program.stdout.readline().strip() == "1"
         with pytest.raises(RunError, match="trained by another process"):
@@ -183,7 +177,7 @@ def test_states_of_a_folder(tmp_path: Path) -> None:
     assert folder.state == "damaged"
     with pytest.raises(RunError, match=r"run\.json: not valid JSON"):
         folder.record()
-    folder.metrics_file.write_text('{"epoch": 1}\n{"epo')
+    (folder.path / METRICS).write_text('{"epoch": 1}\n{"epo')
     assert folder.metrics() == [{"epoch": 1}]
 
 
@@ -286,7 +280,7 @@ def test_a_run_is_written_only_under_its_lease(tmp_path: Path) -> None:
     folder.run_file.write_text("{}")
     for write in (
         lambda: folder.append({}),
-        lambda: folder.append_diagnosis({}),
+        lambda: folder.append({}, DIAGNOSTICS),
         lambda: folder.fail(ValueError("x")),
         lambda: folder.save_model(build_model("avg", {}, 4)),
     ):
@@ -309,7 +303,7 @@ def stopped_trainer(place: Path, when: str, said: Path) -> None:
                 stop()
                 for write in (
                     lambda: held.append({"epoch": 2}),
-                    lambda: held.append_diagnosis({"epoch": 2}),
+                    lambda: held.append({"epoch": 2}, DIAGNOSTICS),
                     lambda: held.save_model(model),
                     lambda: held.finish({"epochs": 2}),
                     lambda: held.fail(ValueError("late")),

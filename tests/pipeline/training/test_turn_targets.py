@@ -14,7 +14,7 @@ from pipeline.analysis.history import _other_chains
 from pipeline.composition.fit import triplets
 from pipeline.extraction.fitting.triplets import triplets_of
 from pipeline.training.data import session_features, sessions_digest
-from pipeline.training.recombine import Histories
+from pipeline.training.sampling import Histories
 from tests.pipeline.training.sessions import sessions, write_store
 from tests.worlds import world, write_backbone
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pipeline.training.cascade.kernels.addressing import (
+from pipeline.training.cascade.kernels.memory import (
     FLOOR,
     SCALARS,
     address,
@@ -61,20 +61,11 @@ def _gram_product(gram, state, unit, has, H: tl.constexpr, UNITS: tl.constexpr, 
 
 @triton.jit
 def forward_turn(
-    gates,
-    gates_k,
-    gates_c,  # [K, C, B, 4 H] with strides of K and C: in: before, out: after their nonlinearities
-    cells,
-    cells_k,
-    cells_c,  # [K, C, B, H] before the turn
-    squashed,
-    squashed_k,
-    squashed_c,  # [K, C, B, H] out
+    gates,  # [K, C, T, B, 4 H], at a turn: in: before, out: after their nonlinearities
+    cells,  # [K, C, T + 1, B, H], at a turn: in: before the turn, out: after it
+    squashed,  # [K, C, T, B, H], at a turn: out
     hidden,
-    hidden_k,
-    hidden_c,
-    hidden_b,  # [K, C, B, H] with strides of K, C and B: out
-    new_cells,  # as cells, after the turn
+    hidden_b,  # [K, C, T + 1, B, H], after a turn, with a stride of B: out
     products,  # P [K, C - 1, B, N, 4 H]
     answers,
     gram,  # Q [K, C, B, N, H + 1]; W_k' W_k [K, C, H + 1, H + 1]
@@ -82,12 +73,12 @@ def forward_turn(
     previous,
     norms,  # [K, C, B, N]
     raw,
-    raw_c,
-    raw_b,  # [K, C, B, 6] with strides of C and B: out
+    raw_b,  # [K, C, T, B, 6], at a turn, with a stride of B: out
     weights,
     cosines,
     key_norms,  # out: [K, C, B, N] twice, [K, C, B]
     B,
+    T,
     C: tl.constexpr,
     H: tl.constexpr,
     N: tl.constexpr,
@@ -107,7 +98,7 @@ def forward_turn(
     for c in range(C):
         kc = k * C + c
         row = kc * B + b
-        gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
+        gate_at = gates + (kc * T * B + b) * 4 * H + unit
         i, f, g, o = _load_gates(gate_at, has, H)
         # No branch for c = 0, whose products and weights are zero: some versions of Triton cannot compile it.
         part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]
@@ -118,12 +109,13 @@ def forward_turn(
         o += tl.sum(load(part + 3 * H, follows) * at[:, None], 0)
         i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
         _store_gates(gate_at, i, f, g, o, has, H)
-        cell = f * load(cells + k * cells_k + c * cells_c + b * H + unit, has) + i * g
+        cell_at = cells + (kc * (T + 1) * B + b) * H + unit
+        cell = f * load(cell_at, has) + i * g
         cell_tanh = tanh(cell)
         state = tl.where(has, o * cell_tanh, 0.0)
-        tl.store(new_cells + k * cells_k + c * cells_c + b * H + unit, cell, mask=has)
-        tl.store(squashed + k * squashed_k + c * squashed_c + b * H + unit, cell_tanh, mask=has)
-        tl.store(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, state, mask=has)
+        tl.store(cell_at + B * H, cell, mask=has)
+        tl.store(squashed + (kc * T * B + b) * H + unit, cell_tanh, mask=has)
+        tl.store(hidden + (kc * (T + 1) * B + b) * hidden_b + unit, state, mask=has)
 
         answer_at = answers + row * N * (H + 1) + slot * (H + 1)
         answer = load(answer_at[:, None] + unit[None, :], tile)
@@ -138,7 +130,7 @@ def forward_turn(
         r0, r1 = _scalar(scalars_at, 0, state, unit, has, H), _scalar(scalars_at, 1, state, unit, has, H)
         r2, r3 = _scalar(scalars_at, 2, state, unit, has, H), _scalar(scalars_at, 3, state, unit, has, H)
         r4, r5 = _scalar(scalars_at, 4, state, unit, has, H), _scalar(scalars_at, 5, state, unit, has, H)
-        store_scalars(raw + kc * raw_c + b * raw_b, r0, r1, r2, r3, r4, r5)
+        store_scalars(raw + (kc * T * B + b) * raw_b, r0, r1, r2, r3, r4, r5)
         tl.store(cosines + row * N + slot, cosine, mask=valid)
         tl.store(key_norms + row, key_norm)
 
@@ -154,17 +146,9 @@ def backward_turn(
     d_hidden_b,
     d_cells,  # [K, C, B, H]: d_hidden with a stride of B, except from this stage's read head; d_cells of the new cell
     gates,
-    gates_k,
-    gates_c,
     cells,
-    cells_k,
-    cells_c,
-    squashed,
-    squashed_k,
-    squashed_c,  # as after the forward
+    squashed,  # as after the forward
     hidden,
-    hidden_k,
-    hidden_c,
     hidden_b,
     products,
     answers,
@@ -173,22 +157,18 @@ def backward_turn(
     previous,
     norms,
     raw,
-    raw_c,
     raw_b,
     cosines,
     key_norms,
-    d_gates,
-    d_gates_k,
-    d_gates_c,  # [K, C, B, 4 H] out
+    d_gates,  # [K, C, T, B, 4 H], at a turn: out
     d_old_cells,
     d_previous,  # out: [K, C, B, H], [K, C, B, N]
     dots,
     pulls,
     key_pulls,  # out, ``HeadGradients``: [K, C, B, N] twice, [K, C, B]
-    d_raw,
-    d_raw_c,
-    d_raw_b,  # [K, C, B, 6] with strides of C and B: out
+    d_raw,  # strides as raw: out
     B,
+    T,
     C: tl.constexpr,
     H: tl.constexpr,
     N: tl.constexpr,
@@ -206,7 +186,7 @@ def backward_turn(
         c = C - 1 - back
         kc = k * C + c
         row = kc * B + b
-        r0, r1, r2, r3, r4, r5 = load_scalars(raw + kc * raw_c + b * raw_b)
+        r0, r1, r2, r3, r4, r5 = load_scalars(raw + (kc * T * B + b) * raw_b)
         cosine = load(cosines + row * N + slot, valid)
         before = load(previous + row * N + slot, valid)
         d_at = load(d_weights + row * N + slot, valid) + propagated
@@ -214,7 +194,7 @@ def backward_turn(
             d_at, r0, r1, r2, r3, r4, r5, cosine, before, valid, N, SLOTS
         )
         tl.store(d_previous + row * N + slot, d_before, mask=valid)
-        store_scalars(d_raw + kc * d_raw_c + b * d_raw_b, d0, d1, d2, d3, d4, d5)
+        store_scalars(d_raw + (kc * T * B + b) * raw_b, d0, d1, d2, d3, d4, d5)
         norm = tl.load(norms + row * N + slot, mask=valid, other=1.0)
         key_norm = tl.load(key_norms + row)
         dot, pull, key_pull = cosine_backward(d_cosine, cosine, key_norm, norm)
@@ -222,8 +202,8 @@ def backward_turn(
         tl.store(pulls + row * N + slot, pull, mask=valid)
         tl.store(key_pulls + row, key_pull)
 
-        state = load(hidden + k * hidden_k + c * hidden_c + b * hidden_b + unit, has)
-        cell_tanh = load(squashed + k * squashed_k + c * squashed_c + b * H + unit, has)
+        state = load(hidden + (kc * (T + 1) * B + b) * hidden_b + unit, has)
+        cell_tanh = load(squashed + (kc * T * B + b) * H + unit, has)
         answer_at = answers + row * N * (H + 1) + slot[:, None] * (H + 1) + unit[None, :]
         gram_at = gram + kc * (H + 1) * (H + 1)
         square = _gram_product(gram_at, state, unit, has, H, UNITS, ROWS)
@@ -235,13 +215,13 @@ def backward_turn(
         d_state += d2 * load(own + 2 * H + 2, has) + d3 * load(own + 3 * H + 3, has)
         d_state += d4 * load(own + 4 * H + 4, has) + d5 * load(own + 5 * H + 5, has)
 
-        gate_at = gates + k * gates_k + c * gates_c + b * 4 * H + unit
+        gate_at = gates + (kc * T * B + b) * 4 * H + unit
         i, f, g, o = _load_gates(gate_at, has, H)
-        cell = load(cells + k * cells_k + c * cells_c + b * H + unit, has)
+        cell = load(cells + (kc * (T + 1) * B + b) * H + unit, has)
         d_cell = load(d_cells + row * H + unit, has) + d_state * o * (1 - cell_tanh * cell_tanh)
         d_i, d_f = d_cell * g * i * (1 - i), d_cell * cell * f * (1 - f)
         d_g, d_o = d_cell * i * (1 - g * g), d_state * cell_tanh * o * (1 - o)
-        _store_gates(d_gates + k * d_gates_k + c * d_gates_c + b * 4 * H + unit, d_i, d_f, d_g, d_o, has, H)
+        _store_gates(d_gates + (kc * T * B + b) * 4 * H + unit, d_i, d_f, d_g, d_o, has, H)
         tl.store(d_old_cells + row * H + unit, d_cell * f, mask=has)
         if c > 0:
             part = products + ((k * (C - 1) + c - 1) * B + b) * N * 4 * H + slot[:, None] * 4 * H + unit[None, :]

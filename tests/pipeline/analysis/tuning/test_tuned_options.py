@@ -12,7 +12,7 @@ from cache.seal import SealError
 from cli import main
 from manifests.load import load_spec
 from manifests.write import spec_toml
-from pipeline.analysis.tuning.sealed import read_spec, save_tuned
+from pipeline.analysis.tuning.trials import read_spec, save_tuned
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def binary(kernel: Any, sizes: dict[str, int], numbers: str, capability: int) ->
     options = {name: sizes[name] for name in ("num_warps", *FUSED)}
     constants = {name: value for name, value in sizes.items() if name not in options}
     kinds = {name: f"*{numbers}" for name in kernel.arg_names}
-    kinds |= {name: "i32" for name in kinds if name in ("B", "length") or re.search("_[kcb]$", name)}
+    kinds |= {name: "i32" for name in kinds if name in ("B", "T", "length") or re.search("_[cb]$", name)}
     kinds |= dict.fromkeys(constants, "constexpr")
     places = {name: (place,) for place, name in enumerate(kernel.arg_names)}
     aligned = {places[name]: [["tt.divisibility", 16]] for name, kind in kinds.items() if kind.startswith("*")}

@@ -68,7 +68,7 @@ def test_cascade(turns: int, fast: bool, constant: float | None) -> None:
 
     def run(derived: Tensor, *weights: Tensor) -> Tensor:
         saved = SavedActivations.empty(shape, runs, turns, sessions, queries, constant)
-        return CascadeFunction.apply(saved, TorchTurn(), constant is None, queries, derived, *Weights(*weights))
+        return CascadeFunction.apply(saved, TorchTurn(), queries, derived, *Weights(*weights))
 
     inputs = (random(runs, turns, sessions, stages - 1, dim), *weights)
     assert torch.autograd.gradcheck(run, inputs, fast_mode=fast)

@@ -21,8 +21,7 @@ from pipeline.extraction.fitting.job import fit_extractor_spec
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.stage1 import extract_spec
 from pipeline.jobs.stage2 import train
-from pipeline.views.retrieval.live import store_extractor
-from pipeline.views.retrieval.queries import Queries
+from pipeline.views.retrieval.queries import Queries, store_extractor
 from pipeline.views.serve.run import open_engine
 from tests.pipeline.extraction.conftest import save_clip
 from tests.pipeline.small_demo import Project

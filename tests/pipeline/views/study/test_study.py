@@ -70,7 +70,7 @@ def test_the_options_are_what_the_models_retrieve_and_they_differ(demo: Project,
     bed = TestBed(demo.experiment())
     models = {m.label: m for m in trained_runs(bed.experiment)[0]}
     places = {s.id: n for n, s in enumerate(bed.sessions)}
-    assert len(study.questions) == 5 and study.models == list(MODELS)
+    assert len(study.questions) == 5 and [m["label"] for m in study.about["models"]] == list(MODELS)
     for question in study.questions:
         shown = {label: images for labels, images in question.options for label in labels}
         assert set(shown) == set(MODELS) and len(question.options) > 1
@@ -128,7 +128,7 @@ def test_an_answer_is_kept_under_the_true_option_and_may_be_changed(tmp_path: Pa
     study.join("ann")
     for number in range(12):
         choose(study, "ann", number, number % 2)
-    assert [a.option for a in study.answers()] == [n % 2 for n in range(12)]
+    assert [option for _, _, option in study.answers()] == [n % 2 for n in range(12)]
     choose(study, "ann", 0, None)
     assert study.answered("ann")[0] is None and len(study.answers()) == 12
 
