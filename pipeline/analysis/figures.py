@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from manifests.ablation_spec import load_ablation_spec
 from manifests.commandline import command_line, repeated_options
@@ -82,22 +81,35 @@ def build_figure(figure: FigureSpec, spec: str, overrides: Sequence[str], data: 
         words = ["--only", str(point.number), *(["--spec", spec] if spec else [])]
         words += ["--seeds", seed_text(missing)] if missing and tuple(missing) != seeds else []
         command = command_line("ablate", figure.ablation, *words, *repeated_options(overrides, data, out))
-        about: dict[str, Any] = {"label": point.label, "command": command if missing or not times else ""}
-        about |= {axis: point.options.get(getattr(figure, axis), "?") for axis in ("series", "size")}
-        about |= {"recall": fmean(values) if values else None, "std": stdev(values) if len(values) > 1 else None}
-        about |= {"seeds": [r.seed for r in runs if r.seed is not None], "runs": [r.run for r in runs]}
-        made.append(ScatterPoint(**about, **times, store=runs[0].store if runs else ""))
+        made.append(
+            ScatterPoint(
+                label=point.label,
+                series=point.options.get(figure.series, "?"),
+                size=point.options.get(figure.size, "?"),
+                recall=fmean(values) if values else None,
+                std=stdev(values) if len(values) > 1 else None,
+                **times,
+                seeds=tuple(r.seed for r in runs if r.seed is not None),
+                runs=tuple(r.run for r in runs),
+                store=runs[0].store if runs else "",
+                command=command if missing or not times else "",
+            )
+        )
     notes = list(protocol_notes(all_runs))
     if timed:
         notes.append(
             f"Time: median of {timing['rounds']} forward passes of one session of {timing['turns']} turns, f_qry to "
             f"f'_qry, quartiles as bars; {timing['device']}, {timing['threads']} threads, {timing['machine']}."
         )
-    notes += [*figure.notes, *dict.fromkeys(finder.stale)]
-    y = f"{'mean of R@5 and R@8' if figure.metric == 'mean' else figure.metric} (%)"
-    axes = {"x": "inference time of one session (ms)", "y": y}
-    labels = {"series_label": figure.series_label, "size_label": figure.size_label}
-    return Scatter(title=title, **axes, **labels, points=tuple(made), notes=tuple(notes))
+    return Scatter(
+        title=title,
+        x="inference time of one session (ms)",
+        y=f"{'mean of R@5 and R@8' if figure.metric == 'mean' else figure.metric} (%)",
+        series_label=figure.series_label,
+        size_label=figure.size_label,
+        points=tuple(made),
+        notes=(*notes, *figure.notes, *dict.fromkeys(finder.stale)),
+    )
 
 
 def paper_figure(name: str, form: str, spec: str, overrides: Sequence[str], data: Path, out: Path, folder: Path) -> str:

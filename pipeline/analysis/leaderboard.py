@@ -97,10 +97,15 @@ def _section(
 def _table(board: Leaderboard, section: Section, spec: RunSpec) -> ResultsTable:
     """Return an unfilled table with one row per model of the spec; its ``tested`` row is not known yet."""
     notes = (f"Split {section.protocol}: {RULES[section.protocol]}",) if section.protocol else ()
-    columns = (ColumnGroup(category="overall", label="", metrics=board.metrics),)
-    rows = model_rows(dict.fromkeys((*spec.models, *board.presets)))
-    about = {"title": section.label, "run": section.run}
-    return ResultsTable(kind="results", **about, columns=columns, seeds=board.seeds, rows=rows, notes=notes)
+    return ResultsTable(
+        kind="results",
+        title=section.label,
+        run=section.run,
+        columns=(ColumnGroup(category="overall", label="", metrics=board.metrics),),
+        seeds=board.seeds,
+        rows=model_rows(dict.fromkeys((*spec.models, *board.presets))),
+        notes=notes,
+    )
 
 
 def _order(table: Table, board: Leaderboard, rows: int) -> list[int]:
@@ -156,13 +161,20 @@ def _section_values(filled: FilledSection) -> dict[str, Any]:
     """Return a section for JSON. ``rows``: best first; ``chance``: the values of a random order."""
     section, table = filled.section, filled.table
     (block,) = table.blocks
-    rows, rule = [_row(row, table) for row in block.rows], RULES[section.protocol] if section.protocol else ""
-    about = {"label": section.label, "run": Path(section.run).name, "protocol": section.protocol, "rule": rule}
-    about |= {"sessions_digest": filled.digest, "block": block.title}
-    chance: dict[str, Any] = next((row["values"] for row in rows if row["method"] == CHANCE), {})
-    values = {"rows": [row for row in rows if row["method"] != CHANCE], "chance": chance, "tests": table.tests}
-    statements = [statement.model_dump(mode="json") for statement in table.statements]
-    return {**about, **values, "statements": statements, "notes": [*table.footnotes, *table.notes]}
+    rows = [_row(row, table) for row in block.rows]
+    return {
+        "label": section.label,
+        "run": Path(section.run).name,
+        "protocol": section.protocol,
+        "rule": RULES[section.protocol] if section.protocol else "",
+        "sessions_digest": filled.digest,
+        "block": block.title,
+        "rows": [row for row in rows if row["method"] != CHANCE],
+        "chance": next((row["values"] for row in rows if row["method"] == CHANCE), {}),
+        "tests": table.tests,
+        "statements": [statement.model_dump(mode="json") for statement in table.statements],
+        "notes": [*table.footnotes, *table.notes],
+    }
 
 
 def _row(row: Row, table: Table) -> dict[str, Any]:

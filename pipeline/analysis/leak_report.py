@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache import Store
-from manifests.errors import FashionNTMError, IncompleteError
+from manifests.errors import IncompleteError
 from manifests.identity import stack_keys
 from manifests.leaks import OVERLAPS, Scope, in_subset, overlaps, pair_exposure
 from manifests.load import load_spec
@@ -19,12 +19,9 @@ from manifests.table_spec import ResultsTable, load_table_spec, table_names
 from pipeline.core.text_table import aligned
 from pipeline.core.workspace import Workspace
 from pipeline.evaluation.ranking import unit_rows
+from pipeline.training.errors import FeatureError
 
 _HELD = 1 << 24  # scores in memory at once: 64 MiB of float32
-
-
-class DuplicateError(FashionNTMError, ValueError):
-    """Features are not finite."""
 
 
 def near_pairs(
@@ -35,7 +32,7 @@ def near_pairs(
     queries: [Q, D], candidates: [G, D], of any norm; a zero row has no near pairs. held: scores in memory at once.
     """
     if not (np.isfinite(queries).all() and np.isfinite(candidates).all()):
-        raise DuplicateError("features with NaN or infinite values: verify the store and extract these rows again")
+        raise FeatureError("features with NaN or infinite values: verify the store and extract these rows again")
     units = unit_rows(queries), unit_rows(candidates)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     step = max(1, held // max(1, len(candidates)))

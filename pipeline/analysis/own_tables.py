@@ -39,9 +39,14 @@ def kind_of_table(name: str) -> str:
 
 def own_table(spec: RunSpec, dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> ResultsTable:
     """Return a table with a row per model of the spec, and a block per leak subset smaller than the whole."""
-    about = {"title": f"{spec.title or spec.name}: final-turn retrieval", "run": spec.name, "seeds": spec.seeds}
-    blocks = _blocks(dataset, subsets)
-    return ResultsTable(kind="results", **about, blocks=blocks, rows=model_rows(spec.models))
+    return ResultsTable(
+        kind="results",
+        title=f"{spec.title or spec.name}: final-turn retrieval",
+        run=spec.name,
+        seeds=spec.seeds,
+        blocks=_blocks(dataset, subsets),
+        rows=model_rows(spec.models),
+    )
 
 
 def model_rows(names: Iterable[str]) -> tuple[RowSpec, ...]:
@@ -58,15 +63,29 @@ def ablation_table(ablation: AblationSpec, dataset: Dataset, subsets: Mapping[st
     turns, rows = ablation.views[0].turns, []
     for point in points:
         label = " ".join([f"{point.number}. {point.model}", *(word for word in point.words if word not in shared)])
-        about: dict[str, Any] = {"model": point.model, "options": dict(point.options), "training": dict(point.training)}
-        about["deterministic"] = not model_class(point.model).trainable
         for last in (view.last for view in ablation.views if view.turns == turns):
-            name, key = (f"{label}, last {last}", f"{point.number}-{last}") if last else (label, f"{point.number}")
-            rows.append(RowSpec(**about, label=name, key=key, last=last))
-    title = f"{ablation.title or ablation.name}: final-turn retrieval"
-    named = {"title": title, "run": ablation.run, "ablation": ablation.name, "turns": turns, "seeds": ablation.seeds}
-    notes = (f"All rows: {' '.join(shared)}.",) if shared else ()
-    return ResultsTable(kind="results", **named, blocks=_blocks(dataset, subsets), notes=notes, rows=tuple(rows))
+            rows.append(
+                RowSpec(
+                    model=point.model,
+                    label=f"{label}, last {last}" if last else label,
+                    key=f"{point.number}-{last}" if last else f"{point.number}",
+                    options=dict(point.options),
+                    training=dict(point.training),
+                    last=last,
+                    deterministic=not model_class(point.model).trainable,
+                )
+            )
+    return ResultsTable(
+        kind="results",
+        title=f"{ablation.title or ablation.name}: final-turn retrieval",
+        run=ablation.run,
+        ablation=ablation.name,
+        turns=turns,
+        seeds=ablation.seeds,
+        blocks=_blocks(dataset, subsets),
+        notes=(f"All rows: {' '.join(shared)}.",) if shared else (),
+        rows=tuple(rows),
+    )
 
 
 def _blocks(dataset: Dataset, subsets: Mapping[str, AbstractSet[str]]) -> tuple[BlockSpec, ...]:

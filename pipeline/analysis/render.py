@@ -79,9 +79,7 @@ def _md(text: str) -> str:
 
 
 def _listed(items: list[str], escape: Callable[[str], str], heading: str = "") -> list[str]:
-    if not items:
-        return []
-    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)]
+    return [heading] * bool(heading) + ["\n".join(f"- {escape(item)}" for item in items)] if items else []
 
 
 _NAMED = {"<": "less", ">": "greater", "|": "bar", "\\": "backslash", "~": "asciitilde", "^": "asciicircum"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from manifests.errors import FashionNTMError, IncompleteError
+from manifests.errors import IncompleteError
 from manifests.identity import stack_keys, text_key
 from manifests.schema import Session
 from pipeline.analysis.history import own_targets
@@ -22,14 +22,11 @@ from pipeline.evaluation.ranking import score_ranks, unit_rows
 from pipeline.jobs.experiment import Experiment
 from pipeline.jobs.identities import Run
 from pipeline.training.data import SessionFeatures
+from pipeline.training.errors import FeatureError
 from pipeline.training.models import MemoryModel
 from pipeline.training.validate import embed, score
 
 HAVE_GRID, AVOID_GRID = (0.0, 0.05, 0.1, 0.2, 0.3), (0.0, 0.05, 0.1, 0.2)
-
-
-class RerankingError(FashionNTMError, ValueError):
-    """The towers of the extractor share no space."""
 
 
 def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.ndarray) -> np.ndarray:
@@ -40,7 +37,7 @@ def constraint_scores(texts: np.ndarray, lengths: np.ndarray, candidates: np.nda
     """
     if texts.ndim != 3 or candidates.ndim != 2 or texts.shape[2] != candidates.shape[1]:
         what = f"text rows {list(texts.shape)} and candidates {list(candidates.shape)} must be [S, N, E] and [G, E]:"
-        raise RerankingError(f"{what} use an extractor whose text and image towers share a space")
+        raise FeatureError(f"{what} use an extractor whose text and image towers share a space")
     present = np.arange(texts.shape[1]) < np.asarray(lengths)[:, None]
     sums = (unit_rows(texts) * present[..., None]).sum(1) / np.maximum(1, present.sum(1))[:, None]
     return (sums @ unit_rows(candidates).T).astype(np.float32)
@@ -139,16 +136,6 @@ def _logits(weight: Tensor, bias: Tensor, unit: Tensor, cosines: Tensor) -> Tens
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Re-ranking options: ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions."""
-
-    top: int = 50
-    have: float | None = None
-    avoid: float | None = None
-    keep: float = 0.9  # share of the validation targets that the cutoff keeps
-
-
-@dataclass(frozen=True)
 class _Group:
     """Sessions of one category. rows: their indices, int64 [n]; have, avoid: constraint scores, float32 [n, G]."""
 
@@ -225,27 +212,27 @@ class Reranker:
             found.append(score_ranks(new, group.target, group.gallery.features))
         return np.concatenate(found)
 
-    def report(self, run: Run, weights: Weights) -> dict[str, Any]:
+    def report(self, run: Run, top: int, have: float | None, avoid: float | None, keep: float) -> dict[str, Any]:
         """Return the recall of a finished run before and after, and the test effect of a cutoff fitted on validation.
 
-        Raises IncompleteError for a run that is not trained.
+        ``top`` candidates are re-ranked; a weight of None is chosen on validation sessions. ``keep``: share of the
+        validation targets that the cutoff keeps. Raises IncompleteError for a run that is not trained.
         """
         model = self.experiment.model(run)
         validation, test = self.scores(model, "validation"), self.scores(model, "test")
-        have_grid = HAVE_GRID if weights.have is None else (weights.have,)
-        grid = product(have_grid, AVOID_GRID if weights.avoid is None else (weights.avoid,))
+        grid = product(HAVE_GRID if have is None else (have,), AVOID_GRID if avoid is None else (avoid,))
 
         def gain(pair: tuple[float, float]) -> float:
-            return metrics_of(self.ranks(validation, "validation", weights.top, *pair), (5, 8))["mean"]
+            return metrics_of(self.ranks(validation, "validation", top, *pair), (5, 8))["mean"]
 
         tried = {pair: gain(pair) for pair in grid}
         have, avoid = max(tried, key=lambda p: (tried[p], -p[0] - p[1]))  # ties: the smallest weights
-        plain, after = (self.ranks(test, "test", weights.top, *p) for p in ((0.0, 0.0), (have, avoid)))
-        about = {"model": run.model, "seed": run.seed, "run": self.experiment.folder(run).id, "top": weights.top}
+        plain, after = (self.ranks(test, "test", top, *p) for p in ((0.0, 0.0), (have, avoid)))
+        about = {"model": run.model, "seed": run.seed, "run": self.experiment.folder(run).id, "top": top}
         held = {"before": gain((0.0, 0.0)), "after": tried[have, avoid]}
         tested = {"before": self._metrics(plain), "after": self._metrics(after)}
         chosen = {"have": have, "avoid": avoid, "validation": held, "test": tested}
-        return {**about, **chosen, "cutoff": self._cutoff(model, weights.keep)}
+        return {**about, **chosen, "cutoff": self._cutoff(model, keep)}
 
     def _metrics(self, ranks: np.ndarray) -> dict[str, dict[str, float]]:
         sessions = [self.experiment.test.sessions[n] for g in self.groups("test") for n in g.rows]
@@ -270,13 +257,13 @@ class Reranker:
         return {key: sum(r[key] * n for r, n in totals) / sessions for key in totals[0][0]}
 
 
-def rerank_runs(experiment: Experiment, runs: Sequence[Run], weights: Weights = Weights()) -> list[dict[str, Any]]:
-    """Return ``Reranker.report`` of every finished run of ``runs``; log those not trained yet.
+def rerank_runs(experiment: Experiment, runs: Sequence[Run], **options: Any) -> list[dict[str, Any]]:
+    """Return ``Reranker.report`` (with ``options``) of every finished run of ``runs``; log those not trained yet.
 
     Raises IncompleteError if none is trained, or if there are no validation sessions or towers.
     """
     reranker = Reranker(experiment)
-    return [reranker.report(run, weights) for run in experiment.finished(runs)]
+    return [reranker.report(run, **options) for run in experiment.finished(runs)]
 
 
 def reports_text(reports: Sequence[dict[str, Any]]) -> str:

@@ -35,9 +35,16 @@ def build_results_table(
     if not the table's own. ``command``: (row, missing seeds) -> the command that fills a cell; default: `run`.
     """
     filled = _Filled(spec, find_runs, known, tuple(seeds) or spec.seeds, command or _fill(run or spec.run))
-    about = {"title": spec.title, "footnotes": filled.footnotes(), "omitted": filled.paper_rows()}
-    blocks, (tests, statements) = tuple(filled.block(block) for block in filled.spec.blocks), filled.statements()
-    return Table(**about, columns=filled.columns(), blocks=blocks, tests=tests, statements=statements)
+    tests, statements = filled.statements()
+    return Table(
+        title=spec.title,
+        columns=filled.columns(),
+        blocks=tuple(filled.block(block) for block in filled.spec.blocks),
+        footnotes=filled.footnotes(),
+        omitted=filled.paper_rows(),
+        tests=tests,
+        statements=statements,
+    )
 
 
 def _fill(run: str) -> Fill:
@@ -166,10 +173,17 @@ def _cell(
         where = f"{category}, {subset}" if category != OVERALL else subset
         return empty.model_copy(update={"note": f"the runs have no {metric} of these sessions ({where})"})
     numbers = [value for value in values if value is not None]
-    mean, std = fmean(numbers), stdev(numbers) if len(numbers) > 1 else None
-    found = {"value": mean, "std": std, "difference": None if paper is None else mean - paper}
-    seeds, ids = tuple(run.seed for run in runs if run.seed is not None), tuple(run.run for run in runs)
-    return empty.model_copy(update={**found, "seeds": seeds, "runs": ids, "store": runs[0].store})
+    mean = fmean(numbers)
+    return Cell(
+        value=mean,
+        std=stdev(numbers) if len(numbers) > 1 else None,
+        seeds=tuple(run.seed for run in runs if run.seed is not None),
+        paper=paper,
+        difference=None if paper is None else mean - paper,
+        runs=tuple(run.run for run in runs),
+        store=runs[0].store,
+        command=command,
+    )
 
 
 def _paper(row: RowSpec, group: ColumnGroup, printed: bool) -> tuple[float | None, ...]:

@@ -41,10 +41,6 @@ _ABOUT: dict[str, Any] = {"dataset": "kill", "extractor": "sine", "fields": {"di
 _CALLS = ("replace", "write", "fsync", "lseek", "unlink", "")  # "": any built-in function
 
 
-class KillError(FashionNTMError):
-    """The crash test cannot run on this system."""
-
-
 @dataclass
 class Score:
     """Result of ``kill_writers``. ``windows``: what the killed writers were doing, inferred from the files they left."""
@@ -126,10 +122,10 @@ def work(path: Path, say: Callable[[str], object] = str) -> None:
 def kill_writers(n: int, seed: int, folder: str | Path | None, progress: Callable[[str], object] = str) -> Score:
     """Kill ``n`` writers and return the score.
 
-    Raises KillError if processes cannot be forked (Windows), or when kills do not arrive.
+    Raises FashionNTMError if processes cannot be forked (Windows), or when kills do not arrive.
     """
     if not hasattr(os, "fork"):
-        raise KillError("this system cannot fork processes: run `bench kill` on Linux or macOS")
+        raise FashionNTMError("this system cannot fork processes: run `bench kill` on Linux or macOS")
     score, rng, began = Score(), random.Random(seed), time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as name:
         whole, path, tries = Path(name) / "whole", Path(name) / "store", 0
@@ -139,7 +135,9 @@ def kill_writers(n: int, seed: int, folder: str | Path | None, progress: Callabl
         while score.kills < n:
             tries += 1
             if tries > 5 * n + 100:
-                raise KillError(f"only {score.kills} of {tries - 1} writers could be killed: the machine is too slow")
+                raise FashionNTMError(
+                    f"only {score.kills} of {tries - 1} writers could be killed: the machine is too slow"
+                )
             code, events = _run(path, _plan(rng, calls, seconds))
             killed, before = code == -signal.SIGKILL, score.redone_shards
             if not killed and code:
@@ -252,7 +250,7 @@ def _uninterrupted(path: Path) -> tuple[Counter[str], float]:
 
     code, said = _forked(write)
     if code:
-        raise KillError(f"the job fails without any kill: is {path.parent} writable and has it room?")
+        raise FashionNTMError(f"the job fails without any kill: is {path.parent} writable and has it room?")
     calls, seconds = json.loads(said)
     return Counter(calls), seconds
 

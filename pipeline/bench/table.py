@@ -80,9 +80,10 @@ def run(
             with _timed(seconds, "ranking"):
                 summaries[model] = [_evaluate(one.folder, held, candidates, target) for one in done]
         blocks = (BlockSpec(subset="all", label="All sessions"), BlockSpec(subset=SUBSET, label=SUBSET))
-        about: dict[str, Any] = {"title": "bench table", "run": "bench", "tested": models[-1], "blocks": blocks}
         rows = tuple(RowSpec(model=model, label=model) for model in models)
-        table = ResultsTable(kind="results", **about, rows=rows)
+        table = ResultsTable(
+            kind="results", title="bench table", run="bench", tested=models[-1], blocks=blocks, rows=rows
+        )
         with _timed(seconds, "statistics"):
             built = build_results_table(table, lambda row, _: summaries[row.model], known=models, run="bench")
         with _timed(seconds, "printing"):

@@ -105,7 +105,7 @@ def serve(
 
     limits = Limits(upload_bytes=int(max_upload_mb * 1e6))
     engine = open_engine(job.experiment, runs, cached_only, limits)
-    saved = saved_folder(save, engine, log)
+    saved = saved_folder(save, engine, log) if save else None
     title = job.spec.title or job.spec.name
     listen(lambda token, hosts: make_app(engine, title, token, hosts, saved), host, port, log, click.echo)
 

@@ -237,8 +237,8 @@ def history(job: Job, draws: int, part: Literal["test", "train"]) -> Printed:
 @prints
 def rerank(experiment: Experiment, models: tuple[str, ...], seeds: tuple[int, ...] | None, **weights: Any) -> Printed:
     """Measure must-have / must-avoid re-ranking and a relevance cut-off; change no run."""
-    from pipeline.analysis.rerank import Weights, reports_text, rerank_runs
+    from pipeline.analysis.rerank import reports_text, rerank_runs
     from pipeline.jobs.identities import asked_runs
 
-    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), Weights(**weights))
+    reports = rerank_runs(experiment, asked_runs(experiment.spec, models, seeds), **weights)
     return reports, reports_text(reports)

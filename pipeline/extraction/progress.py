@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Literal, TextIO
 
 STAGES = ("hash", "decode", "tokenise", "stack", "model", "write")
-_IN_WORKERS = ("decode",)  # seconds are summed over the decoding workers
-_ALONE = ("hash", "write")  # done by the coordinator of a cluster
 Mode = Literal["auto", "silent"]
 HEARTBEAT = 10.0  # seconds
 
@@ -62,14 +60,16 @@ class Meter:
         return left / self.rate if self.rate > 0 and self.done else None
 
     @property
-    def slowest(self) -> str:
-        """Stage with the most time; time of decoding workers is divided by their number."""
-        share = {s: t / self.concurrent(s) for s, t in self.seconds.items() if s != "hash"}
-        return max(share, key=lambda s: share[s]) if any(share.values()) else "none"
+    def busy(self) -> dict[str, float]:
+        """Seconds by stage after hashing, divided by the number of workers that run the stage concurrently."""
+        decoding, machines = max(1, self.workers), self.machines
+        workers = {"decode": decoding * machines, "write": 1}  # the coordinator of a cluster writes
+        return {s: t / workers.get(s, machines) for s, t in self.seconds.items() if s != "hash"}
 
-    def concurrent(self, stage: str) -> int:
-        """Return the number of workers of a stage that run concurrently."""
-        return max(1, self.workers if stage in _IN_WORKERS else 1) * (self.machines if stage not in _ALONE else 1)
+    @property
+    def slowest(self) -> str:
+        """Stage with the most busy time; "none" before any."""
+        return max(self.busy, key=lambda s: self.busy[s]) if any(self.busy.values()) else "none"
 
 
 class Progress:

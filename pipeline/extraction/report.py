@@ -45,12 +45,12 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: int = 0
     cut: int = 0  # truncated texts
-    new_failures: int = 0
     why: dict[str, list[str]] = field(default_factory=dict)  # table -> "stage: reason" of each failure of this run
     unread: int = 0  # of these, I/O errors, which the next run tries again
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
     workers: dict[str, int] = field(default_factory=dict)  # shards by cluster worker
     busy: dict[str, float] = field(default_factory=dict)  # seconds by stage, divided by its threads
+    slowest: str = "none"  # stage with the most busy time
     catalogue: Keys = field(default_factory=dict, repr=False)  # as read
     checked: dict[str, Any] = field(default_factory=dict)  # measurements of precision and tower format
     notes: list[str] = field(default_factory=list)  # events of the job, such as a lost process
@@ -71,11 +71,6 @@ class Report:
     def count_failure(self, table: str, stage: str, reason: str) -> None:
         self.why.setdefault(table, []).append(f"{stage}: {reason}")
         self.unread += is_transient(stage, reason)
-
-    @property
-    def slowest(self) -> str:
-        """Stage with the most busy time."""
-        return max(self.busy, key=lambda stage: self.busy[stage]) if self.busy else "none"
 
     def as_dict(self) -> dict[str, Any]:
         done = self.extracted

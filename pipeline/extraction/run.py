@@ -207,8 +207,7 @@ class _Job:
                 self.display.update()
             with self.meter.time("write"):
                 if isinstance(outcome, Outcome) and len(outcome):
-                    keys, features = outcome.rows()
-                    writer.commit(table, keys, features, outcome.seconds)
+                    writer.commit(table, *outcome.rows(), outcome.seconds)
                 elif isinstance(outcome, Shard) and outcome.receipt is not None:
                     writer.adopt(outcome.receipt)
                 self._count(writer, table, outcome)
@@ -223,8 +222,7 @@ class _Job:
         report.catalogue, report.notes = plan.catalogue, meter.notes
         report.left_out = left_out(self.dataset, store.failures()) if report.failed else {}
         report.cut = self.extractor.cut - self.cut + (self.cluster.cut if self.cluster is not None else 0)
-        report.bytes = store.nbytes
-        report.busy = {s: seconds / meter.concurrent(s) for s, seconds in meter.seconds.items() if s != "hash"}
+        report.bytes, report.busy, report.slowest = store.nbytes, meter.busy, meter.slowest
         report.seconds = {**meter.seconds, "work": worked, "wall": time.perf_counter() - self.began}
         _refuse_empty(report, plan)
         return report
@@ -253,7 +251,6 @@ class _Job:
             self.result.remarks[remark] = self.result.remarks.get(remark, 0) + 1
         for failure in outcome.failures:
             self.result.tables[table].failed += 1
-            self.result.new_failures += 1
             self.result.count_failure(table, failure.stage, failure.reason)
             if failure.stage == "read" and failure.item.file:
                 self.changed.add(failure.item.file)

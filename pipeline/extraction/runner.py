@@ -139,8 +139,9 @@ class Runner:
                 assert own is not None
                 self._fail(one, own, alone)
         if len(alone.failures) == len(piece):
-            why = f"{most_frequent(f.reason for f in alone.failures)}){_several_sizes(piece)}"
-            raise ExtractorError(f"extractor {self.extractor.name!r} failed on every item of a batch ({why}") from error
+            why, hint = most_frequent(f.reason for f in alone.failures), _several_sizes(piece)
+            what = f"failed on every item of a batch ({why}){hint}"
+            raise ExtractorError(f"extractor {self.extractor.name!r} {what}") from error
         outcome.pieces.extend(alone.pieces)
         outcome.failures.extend(alone.failures)
 

@@ -62,10 +62,6 @@ class Setting:
     form: str = "plain"
     jpeg_decoder: str = ""  # of the other workers, see ``Extractor.jpeg_decoder``
 
-    @property
-    def images(self) -> Path | None:
-        return Path(self.root) if self.root else None
-
 
 def _told(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     """Let ``function`` return an error of this project as ``{"error": message, "host": name}``."""
@@ -92,7 +88,8 @@ def make_shard(given: dict[str, Any], table: str, number: int, values: list[tupl
 
 
 def _shard(setting: Setting, table: str, number: int, items: list[Item]) -> dict[str, Any]:
-    extractor, meter, root = _extractor(setting), Meter(), setting.images
+    extractor, meter = _extractor(setting), Meter()
+    root = Path(setting.root) if setting.root else None
     workers = _share(setting, extractor.device) if setting.workers is None else setting.workers
     if table == "image":
         _take_form(setting.form, extractor, items, root)
@@ -151,7 +148,7 @@ def measure_batch(given: dict[str, Any], todo: dict[str, list[tuple[Any, ...]]])
     extractor = _extractor(setting)
     items = {table: [Item(*item) for item in part] for table, part in todo.items()}
     with _model_gate:
-        rates = choose_batch_size(extractor, items, setting.images)
+        rates = choose_batch_size(extractor, items, Path(setting.root) if setting.root else None)
     return {"device": describe(extractor.device), "rates": rates, "jpeg_decoder": extractor.jpeg_decoder}
 
 

@@ -78,9 +78,9 @@ def _refuse_shared(path: Path, requests: Sequence[StoreRequest]) -> None:
         keep = shlex.join(word for given in users.values() for word in ("--keep-for", given))
         gone = [given for given in users.values() if given.endswith(".toml") and not Path(given).is_file()]
         lost = f"; {', '.join(gone)} is no longer there, so its rows can only be given up" if gone else ""
-        what = f"{path} was also extracted for spec {', '.join(shown)}, which may need rows that "
-        fix = f"name it too ({keep}), or give --alone to go ahead{lost}"
-        raise SharedStoreError(f"{what}{', '.join(sorted(named))} does not: {fix}")
+        what = f"{path} was also extracted for spec {', '.join(shown)}"
+        why, fix = f"may need rows that {', '.join(sorted(named))} does not", f"name it too ({keep})"
+        raise SharedStoreError(f"{what}, which {why}: {fix}, or give --alone to go ahead{lost}")
 
 
 def specs_using(workspace: Workspace, path: Path) -> dict[str, str]:

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from manifests.commandline import command_line
-from manifests.errors import FashionNTMError, IncompleteError, ManifestError, Problem, nearest
+from manifests.errors import IncompleteError, ManifestError, Problem, nearest
 from manifests.folds import pair_clean_folds, train_only
 from manifests.identity import digest, session_key
 from manifests.schema import Dataset, RunSpec, Session
 from manifests.write import spec_toml
 from pipeline.analysis.tuning.space import Axis, nested, propose, space_for
-from pipeline.analysis.tuning.trials import LOG, MARK, Trial, TrialLog, save_tuned
+from pipeline.analysis.tuning.trials import LOG, MARK, Trial, TrialLog, TuneError, save_tuned
 from pipeline.composition.ready import fitting_sessions
 from pipeline.composition.request import composer_request
 from pipeline.core.device import cpu_threads, training_threads
@@ -33,10 +33,6 @@ from pipeline.training.models import build_model
 from pipeline.training.validate import recalls
 
 Fold: TypeAlias = tuple[SessionFeatures, SessionFeatures]  # to fit on, held out
-
-
-class TuneError(FashionNTMError, ValueError):
-    """The search is not possible, or no trial succeeded."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from manifests.errors import FashionNTMError, ManifestError, Problem, nearest
+from manifests.errors import ManifestError, Problem, nearest
 from manifests.schema import Training
-from pipeline.analysis.tuning.trials import Trial
+from pipeline.analysis.tuning.trials import Trial, TuneError
 from pipeline.training.determinism import derive_seed
 from pipeline.training.models import models as registry
 
@@ -28,10 +28,6 @@ DEFAULTS: Mapping[str, str] = {
     "training.learning_rate": "1e-4..1e-2:log",
     "training.scale": "1.0..50.0:log",
 }
-
-
-class SamplerError(FashionNTMError):
-    """The library of a sampler is not installed."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def _tpe(axes: Sequence[Axis], trials: Sequence[Trial], seed: int) -> dict[str, 
     try:
         import optuna
     except ImportError as error:
-        raise SamplerError(f"--sampler tpe needs optuna ({error}): install fashion-ntm[tune]") from None
+        raise TuneError(f"--sampler tpe needs optuna ({error}): install fashion-ntm[tune]") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     kinds = {axis.key: axis.distribution(optuna.distributions) for axis in axes}
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))

@@ -24,8 +24,8 @@ MARK = "-tuned-"  # <spec>-tuned-<model>.toml
 AGAIN = "run `tune` again, which writes it again from its trials; to change it by hand, copy it to another folder"
 
 
-class LogError(FashionNTMError, ValueError):
-    """The log belongs to another search or is damaged."""
+class TuneError(FashionNTMError, ValueError):
+    """The search is not possible, no trial succeeded, or its log belongs to another search or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrialLog:
     """Trials on disk. A truncated last line is dropped, and its trial is repeated."""
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
-        """Open or create the log at ``path``. Raises LogError if it belongs to another search than ``about``."""
+        """Open or create the log at ``path``. Raises TuneError if it belongs to another search than ``about``."""
         self.path = path
         self.trials: list[Trial] = []
         about = json.loads(json.dumps(about))
@@ -59,10 +59,12 @@ class TrialLog:
             found = first["search"]
             self.trials = [Trial(**{**line, "folds": tuple(line["folds"])}) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
-            raise LogError(f"{path}: damaged ({error}): move it away to start a new search") from None
+            raise TuneError(f"{path}: damaged ({error}): move it away to start a new search") from None
         if found != about:
             changed = ", ".join(key for key in about.keys() | found.keys() if about.get(key) != found.get(key))
-            raise LogError(f"{path}: a log of another search ({changed} differ): move it away, or choose another --out")
+            raise TuneError(
+                f"{path}: a log of another search ({changed} differ): move it away, or choose another --out"
+            )
         if torn:
             with open(path, "r+b") as handle:
                 handle.truncate(len((whole + "\n").encode()))

@@ -8,6 +8,7 @@ training data contains them. The content of general web crawls is unknown.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from pipeline.extraction import hub
 from pipeline.extraction.extractors.base import Card
@@ -105,9 +106,7 @@ def preset(cards: tuple[Card, ...], model: str) -> Card | None:
     return next((card for card in cards if model in (card.name, card.source)), None)
 
 
-def located(
-    cards: tuple[Card, ...], model: str, revision: str | None, own_code: bool = False
-) -> tuple[Card | None, hub.Checkpoint]:
-    """Return (card of ``model`` or None, its checkpoint). Raises ModelError, see ``hub.locate``."""
-    known = preset(cards, model)
-    return known, hub.locate(known.source if known else model, revision, own_code)
+def located(cards: tuple[Card, ...], options: Any) -> tuple[Card | None, hub.Checkpoint]:
+    """Return (card of ``options.model`` or None, its checkpoint). Raises ModelError, see ``hub.locate``."""
+    known, own_code = preset(cards, options.model), getattr(options, "trust_remote_code", False)
+    return known, hub.locate(known.source if known else options.model, options.revision, own_code)

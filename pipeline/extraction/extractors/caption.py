@@ -42,7 +42,7 @@ class CaptionExtractor(Extractor):
 
     def __init__(self, options: CaptionOptions, device: torch.device):
         super().__init__(options, device)
-        known, checkpoint = _cards.located(_cards.CAPTION, options.model, options.revision, options.trust_remote_code)
+        known, checkpoint = _cards.located(_cards.CAPTION, options)
         self.checkpoint, self.sentence = checkpoint, sentence_config(checkpoint)
         self.pooling = self.sentence.pooling
         self.model = hub.load_model(checkpoint, self.compute, device, unused=("pooler.",))

@@ -60,22 +60,21 @@ class ClipExtractor(Fittable):
 
     def __init__(self, options: ClipOptions, device: torch.device):
         super().__init__(options, device)
-        known, checkpoint = _cards.located(_cards.CLIP, options.model, options.revision, options.trust_remote_code)
-        self.checkpoint = checkpoint
-        self.model = hub.load_model(checkpoint, self.compute, device)
+        known, self.checkpoint = _cards.located(_cards.CLIP, options)
+        self.model = hub.load_model(self.checkpoint, self.compute, device)
         for method in ("get_image_features", "get_text_features"):
             if not hasattr(self.model, method):
                 fix = "a dual encoder such as CLIP or SigLIP (for a sentence encoder use the caption extractor)"
                 what = f"is a {type(self.model).__name__} without {method}: the clip extractor needs {fix}"
                 raise hub.ModelError(f"model {options.model!r} {what}")
-        self.processor = hub.load_image_processor(checkpoint)
+        self.processor = hub.load_image_processor(self.checkpoint)
         self.pixels = Pixels.of(self.processor)
         self.jpegs: TorchvisionDecode | None = None
         if options.decode == "torchvision":
             self.jpegs = TorchvisionDecode(options.model, self.processor, self.pixels, device)
             self.jpeg_decoder = self.jpegs.decoder
             self.images_per_job = self.jpegs.images_per_job or self.images_per_job
-        tokenizer = hub.load_tokenizer(checkpoint)
+        tokenizer = hub.load_tokenizer(self.checkpoint)
         full = str(getattr(self.model.config, "model_type", "")).startswith("siglip")
         trained = (known and known.clean) or ("lower" if full else "none")
         self.clean = trained if options.clean == "auto" else options.clean
@@ -93,7 +92,7 @@ class ClipExtractor(Fittable):
     @classmethod
     def origin(cls, options: ExtractorOptions) -> dict[str, Any]:
         assert isinstance(options, ClipOptions)
-        known, found = _cards.located(_cards.CLIP, options.model, options.revision, options.trust_remote_code)
+        known, found = _cards.located(_cards.CLIP, options)
         return {"model": hub.origin(found)} | ({"clean": known.clean} if known and options.clean == "auto" else {})
 
     @classmethod

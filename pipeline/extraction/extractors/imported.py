@@ -50,7 +50,7 @@ class ImportedExtractor(Extractor):
         if "image" in self.arrays:
             self.tables = ("image", "text")  # type: ignore[misc]
         self.card = Card("yours", options.folder, options.contaminated_on)
-        self._lookup: Lookup | None = None
+        self._known: Any = None  # a Lookup: ``standin`` is called first, for every image
 
     def dim(self, table: str) -> int:
         return int(self.arrays[table].features.shape[1])
@@ -61,8 +61,8 @@ class ImportedExtractor(Extractor):
 
     def standin(self, image: Image, dataset: Dataset) -> str | None:
         """Return the id, quoted so that surrounding whitespace is not trimmed."""
-        if self._lookup is None or self._lookup.dataset is not dataset:
-            self._lookup = Lookup(self.arrays, dataset)
+        if self._known is None or self._known.dataset is not dataset:
+            self._known = Lookup(self.arrays, dataset)
         return json.dumps(image.id)
 
     def _image_features(self, images: list[str]) -> torch.Tensor:
@@ -75,11 +75,6 @@ class ImportedExtractor(Extractor):
     def _pair_features(self, images: list[str], texts: list[str]) -> torch.Tensor:
         pairs = zip(images, texts, strict=True)
         return self._rows("query", [self._known.pair(json.loads(image), text) for image, text in pairs])
-
-    @property
-    def _known(self) -> Lookup:
-        assert self._lookup is not None  # standin is called first, for every image
-        return self._lookup
 
     def _rows(self, table: str, rows: Sequence[int]) -> torch.Tensor:
         """Return rows float32 [n, D]; NaN, recorded as a failure, where the arrays have no row."""

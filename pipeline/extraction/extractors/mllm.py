@@ -60,9 +60,8 @@ class MllmExtractor(Extractor):
 
     def __init__(self, options: MllmOptions, device: torch.device):
         super().__init__(options, device)
-        known, checkpoint = _cards.located(_cards.MLLM, options.model, options.revision)
-        self.checkpoint = checkpoint
-        self.tokenizer = hub.load_tokenizer(checkpoint)
+        known, checkpoint = _cards.located(_cards.MLLM, options)
+        self.checkpoint, self.tokenizer = checkpoint, hub.load_tokenizer(checkpoint)
         template = chat_template(checkpoint, self.tokenizer)
         if IMAGE_TOKEN not in self.tokenizer.get_vocab():
             raise hub.ModelError(f"model {options.model!r}: its tokenizer has no image token {IMAGE_TOKEN}")

@@ -190,8 +190,8 @@ def vision_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         ("visual_encoder.blocks.", "encoder.layers."),
         ("ln_vision.", "post_layernorm."),
     )
-    norms, attention = ((f".norm{n}.", f".layer_norm{n}.") for n in "12"), (".attn.proj.", ".self_attn.projection.")
-    parts = (*norms, attention, (".attn.", ".self_attn."))
+    norms = ((".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."))
+    parts = (*norms, (".attn.proj.", ".self_attn.projection."), (".attn.", ".self_attn."))
     made: dict[str, Tensor] = {}
     for name, value in weights.items():
         for old, new in rename:

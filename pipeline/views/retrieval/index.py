@@ -8,14 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.errors import FashionNTMError
+from pipeline.training.errors import FeatureError
 
 BLOCK_SCORES = 1 << 24  # scores in memory at once: 64 MiB of float32
 NORM_ROWS = 16384  # rows normalized at once, to keep the double-precision copy small
-
-
-class SearchError(FashionNTMError, ValueError):
-    """A query whose width differs from the gallery's, or that is not finite."""
 
 
 class Hits(NamedTuple):
@@ -31,7 +27,7 @@ class ExactIndex:
     def __init__(self, features: np.ndarray | Tensor, device: torch.device | str = "cpu", block: int = BLOCK_SCORES):
         source = torch.as_tensor(features)
         if source.ndim != 2 or not len(source):
-            raise SearchError(f"candidates have shape {list(source.shape)}, expected [G >= 1, D]: extract the gallery")
+            raise FeatureError(f"candidates have shape {list(source.shape)}, expected [G >= 1, D]: extract the gallery")
         self.block = max(1, block)
         self.features = torch.empty(source.shape, dtype=torch.float32, device=device)
         for start in range(0, len(source), NORM_ROWS):
@@ -43,7 +39,7 @@ class ExactIndex:
     def search(self, queries: Tensor, k: int) -> Hits:
         """Return the ``k`` best of all G for each of queries [B, D] or [D]; fewer if the gallery is smaller.
 
-        Raises SearchError for another width, k < 1, or values that are not finite.
+        Raises FeatureError for another width, k < 1, or values that are not finite.
         """
         queries, k = self._checked(queries, k), min(k, len(self))
         step = max(k, self.block // len(queries))
@@ -66,11 +62,11 @@ class ExactIndex:
         queries = torch.atleast_2d(torch.as_tensor(queries)).to(self.features.device, torch.float32)
         if queries.ndim != 2 or queries.shape[1] != self.features.shape[1] or not len(queries):
             gallery = list(self.features.shape)
-            raise SearchError(f"queries have shape {list(queries.shape)}, the gallery is {gallery}")
+            raise FeatureError(f"queries have shape {list(queries.shape)}, the gallery is {gallery}")
         if k < 1:
-            raise SearchError(f"k = {k}: ask for one result or more")
+            raise FeatureError(f"k = {k}: ask for one result or more")
         if not torch.isfinite(queries).all():
-            raise SearchError("a query holds NaN or infinite values: train the model again at a lower learning rate")
+            raise FeatureError("a query holds NaN or infinite values: train the model again at a lower learning rate")
         return unit(queries)
 
 

@@ -163,15 +163,11 @@ def known_texts(queries: Queries, sessions: Sequence[Session]) -> list[str]:
     return [text for text, row in zip(texts, rows, strict=True) if row >= 0][:200]
 
 
-class OtherModelError(IncompleteError):
-    """The current model differs from the one that made the store's rows, so its queries do not fit the gallery."""
-
-
 def store_extractor(experiment: Experiment) -> Extractor:
     """Load the extractor of the backbone rows, with its fitted weights if any, in the rows' precision.
 
-    Raises OtherModelError if its semantic fields differ from the store's, naming them old -> new and the command to
-    run; IncompleteError if it is not fitted yet; and the errors of ``load_extractor``.
+    Raises IncompleteError if its semantic fields differ from the store's, naming them old -> new and the command to
+    run, or if it is not fitted yet; and the errors of ``load_extractor``.
     """
     about = spec, dataset, workspace = experiment.spec, experiment.dataset, experiment.workspace
     backbone, chosen = workspace.backbone(spec, dataset), fitted_spec(*about)
@@ -186,7 +182,7 @@ def store_extractor(experiment: Experiment) -> Extractor:
 def store_composer(spec: RunSpec, dataset: Dataset, workspace: Workspace) -> Composer | None:
     """Load the composer of the spec's query rows, in eval mode; None for a joint model, which needs none.
 
-    For a cross-fitted store this is the head fitted on all train sessions. Raises OtherModelError if weights, options
+    For a cross-fitted store this is the head fitted on all train sessions. Raises IncompleteError if weights, options
     or backbone differ from the store's fields.
     """
     backbone, store, request = workspace.backbone(spec, dataset), workspace.store(spec, dataset), composer_request(spec)
@@ -209,4 +205,4 @@ def _same(
 ) -> None:
     if changed := changed_fields(stored, found):
         since = f"changed since it made {store.path.name} ({'; '.join(changed)})"
-        raise OtherModelError(f"{what} of spec '{spec.name}' {since}: run `{spec.command(command)}`")
+        raise IncompleteError(f"{what} of spec '{spec.name}' {since}: run `{spec.command(command)}`")

@@ -110,10 +110,8 @@ def listen(make: Callable[[str | None, tuple[str, ...]], Any], host: str, port: 
             raise StoppedError("stopped") from None
 
 
-def saved_folder(folder: Path | None, engine: Engine, log: Log) -> SavedDialogues | None:
-    """Return the ``SavedDialogues`` of --save, or None; log the dialogues in it that other runs answered."""
-    if folder is None:
-        return None
+def saved_folder(folder: Path, engine: Engine, log: Log) -> SavedDialogues:
+    """Return the ``SavedDialogues`` of --save; log the dialogues in it that other runs answered."""
     saved = SavedDialogues(folder, engine.dataset, engine.made_with)
     if others := saved.of_other_runs(engine.trained.values()):
         log(others)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cache.files import replace_atomically
 from manifests.datasets._export import SESSIONS
 from manifests.datasets.jsonl import export
-from manifests.errors import FashionNTMError
+from manifests.errors import FashionNTMError, IncompleteError
 from manifests.identity import changed_fields
 from manifests.schema import Dataset, Session
 from pipeline.views.retrieval.trained import Trained, models_of
@@ -36,12 +36,6 @@ class _About(BaseModel):
     dialogues: dict[str, list[_Answering]] = {}
 
 
-class OtherDataError(FashionNTMError):
-    """Saved dialogues whose features or galleries are different or unknown."""
-
-    exit_code = 3
-
-
 class SavedDialogues:
     """A folder in the JSONL format (``manifests.datasets.jsonl``); each saved dialogue adds one line.
 
@@ -52,7 +46,7 @@ class SavedDialogues:
     def __init__(self, folder: Path, dataset: Dataset, made_with: dict[str, Any]):
         """Write the folder unless it exists. ``made_with``: digests of store, galleries and train sessions.
 
-        Raises FashionNTMError if the folder has other contents, OtherDataError if its dialogues were made with other
+        Raises FashionNTMError if the folder has other contents, IncompleteError if its dialogues were made with other
         data, naming the differences.
         """
         self.folder, self._lock = folder, Lock()
@@ -65,7 +59,7 @@ class SavedDialogues:
             self._write({"of": dataset.name, "options": options, "made_with": made_with, "dialogues": {}})
         elif changed := changed_fields(self.about["made_with"], made_with):
             what = f"its dialogues were made with other data ({'; '.join(changed)})"
-            raise OtherDataError(f"{folder}: {what}: name a new folder with --save")
+            raise IncompleteError(f"{folder}: {what}: name a new folder with --save")
 
     @property
     def about(self) -> dict[str, Any]:

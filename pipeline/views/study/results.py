@@ -100,13 +100,13 @@ def study_results(study: StudyFile) -> StudyResults:
     people: dict[str, dict[str, int]] = {}
     votes: dict[int, list[tuple[str, ...]]] = defaultdict(list)
     shared = 0
-    for answer in answers:
-        mine = people.setdefault(answer.participant, dict.fromkeys(titles, 0))
-        if answer.option is None:
+    for participant, question, option in answers:
+        mine = people.setdefault(participant, dict.fromkeys(titles, 0))
+        if option is None:
             continue
-        labels = options[answer.question][answer.option][0]
+        labels = options[question][option][0]
         shared += len(labels) > 1
-        votes[answer.question].append(labels)
+        votes[question].append(labels)
         for label in labels:
             chosen[label] += 1
             mine[label] += 1
@@ -116,7 +116,7 @@ def study_results(study: StudyFile) -> StudyResults:
         interval = binomtest(chosen[label], decided).proportion_ci(method="wilson") if decided else None
         low, high = (float(interval.low), float(interval.high)) if interval else (0.0, 1.0)
         rates.append(Rate(label, title, chosen[label], decided, chosen[label] / max(1, decided), low, high))
-    about, progress = study.about, dict(Counter(a.participant for a in answers))
+    about, progress = study.about, dict(Counter(participant for participant, *_ in answers))
     counts = (len(study.questions), len(answers), len(answers) - decided, shared)
     tests, compared = tuple(_tests(list(titles), votes)), (tuple(about["models"]), about.get("made_with", {}))
     return StudyResults(about["spec"], about["k"], *counts, tuple(rates), tests, people, progress, *compared)

@@ -102,13 +102,6 @@ def _naming(path: Path) -> Iterator[None]:
         raise StudyDiskError(f"cannot use the study {what}; {advice(cause, 'try again')}") from error
 
 
-@dataclass(frozen=True)
-class Answer:
-    participant: str
-    question: int
-    option: int | None
-
-
 class StudyFile:
     """One study. Each call opens its own connection, so any number of threads and processes may share the file."""
 
@@ -200,10 +193,11 @@ class StudyFile:
             except sqlite3.IntegrityError:
                 raise StudyError(f"{participant!r} takes no part in this study: join first") from None
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[tuple[str, int, int | None]]:
+        """Return (participant, question number, option; None: no preference) of every answer."""
         question = "SELECT participant, question, option FROM answer ORDER BY participant, question"
         with self._open() as db:
-            return [Answer(*row) for row in db.execute(question).fetchall()]
+            return db.execute(question).fetchall()
 
 
 def _now() -> str:

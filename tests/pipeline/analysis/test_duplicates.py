@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from manifests.schema import Dataset, Image, Session, Turn
-from pipeline.analysis.leak_report import DuplicateError, near_overlaps, near_pairs, train_twins
+from pipeline.analysis.leak_report import near_overlaps, near_pairs, train_twins
+from pipeline.training.errors import FeatureError
 
 
 def session(name: str, split: str, path: str) -> Session:
@@ -59,5 +60,5 @@ def test_sessions_of_near_duplicates() -> None:
 
 def test_wrong_input_is_named() -> None:
     rows = np.ones((2, 3), np.float32)
-    with pytest.raises(DuplicateError, match="NaN"):
+    with pytest.raises(FeatureError, match="NaN"):
         near_pairs(rows * np.nan, rows, 0.9)

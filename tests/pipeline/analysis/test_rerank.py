@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.analysis.rerank import RerankingError, constraint_scores, cutoff_report, fit_cutoff, rerank
+from pipeline.analysis.rerank import constraint_scores, cutoff_report, fit_cutoff, rerank
 from pipeline.evaluation.ranking import RankingError, ranks, score_ranks
+from pipeline.training.errors import FeatureError
 
 rng = np.random.default_rng(0)
 
@@ -87,5 +88,5 @@ def test_the_cutoff_learns_what_a_cosine_means_for_each_kind_of_query() -> None:
 
 
 def test_towers_without_a_common_space_are_refused() -> None:
-    with pytest.raises(RerankingError, match="share a space"):
+    with pytest.raises(FeatureError, match="share a space"):
         constraint_scores(np.zeros((2, 1, 4)), np.ones(2), np.zeros((3, 5)))

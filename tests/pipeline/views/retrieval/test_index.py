@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.views.retrieval.index import ExactIndex, SearchError
+from pipeline.training.errors import FeatureError
+from pipeline.views.retrieval.index import ExactIndex
 
 
 def by_sorting(features: np.ndarray, query: np.ndarray, k: int) -> list[int]:
@@ -56,10 +57,10 @@ def test_many_queries_at_once_are_each_answered_alone() -> None:
     ],
 )
 def test_a_query_that_does_not_fit_is_refused(query: torch.Tensor, k: int, said: str) -> None:
-    with pytest.raises(SearchError, match=said):
+    with pytest.raises(FeatureError, match=said):
         ExactIndex(np.ones((5, 4))).search(query, k)
 
 
 def test_an_empty_gallery_is_refused() -> None:
-    with pytest.raises(SearchError, match="extract the gallery"):
+    with pytest.raises(FeatureError, match="extract the gallery"):
         ExactIndex(np.ones((0, 4)))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from manifests.errors import IncompleteError
 from manifests.load import load_dataset, load_spec
 from manifests.schema import Component, Session
 from pipeline.core.workspace import Workspace
@@ -21,7 +22,7 @@ from pipeline.views.retrieval.trained import trained_runs
 from pipeline.views.serve.engine import Engine
 from pipeline.views.serve.limits import Limits, RequestError, clean_text
 from pipeline.views.serve.run import open_engine, saved_folder
-from pipeline.views.serve.saved import OtherDataError, SavedDialogues
+from pipeline.views.serve.saved import SavedDialogues
 from tests.pipeline.small_demo import Project
 
 
@@ -249,10 +250,10 @@ def test_saved_dialogues_of_other_data_are_not_gone_on_with(demo: Project, engin
             saved_folder(tmp_path / "saved", found, print)
         else:
             why = rf"made with other data \(galleries\.{first.category}: \"\w+.* -> .*name a new folder with --save"
-            with pytest.raises(OtherDataError, match=why):
+            with pytest.raises(IncompleteError, match=why):
                 saved_folder(tmp_path / "saved", found, print)
     (tmp_path / "saved/dialogues.json").write_text('{"of": "demo", "options": {}}')  # of a version that did not say
-    with pytest.raises(OtherDataError, match=r"store: null -> "):
+    with pytest.raises(IncompleteError, match=r"store: null -> "):
         saved_folder(tmp_path / "saved", engine, print)
 
 

@@ -128,7 +128,7 @@ def test_an_answer_is_kept_under_the_true_option_and_may_be_changed(tmp_path: Pa
     study.join("ann")
     for number in range(12):
         choose(study, "ann", number, number % 2)
-    assert [a.option for a in study.answers()] == [n % 2 for n in range(12)]
+    assert [option for _, _, option in study.answers()] == [n % 2 for n in range(12)]
     choose(study, "ann", 0, None)
     assert study.answered("ann")[0] is None and len(study.answers()) == 12
 
