@@ -75,6 +75,7 @@ LIGHT = {
 }
 
 
+@pytest.mark.slow
 def test_importing_a_light_part_loads_nothing_heavy() -> None:
     lines = ["import sys"]
     for module, unwanted in LIGHT.items():

@@ -193,6 +193,7 @@ def test_table_1_without_any_data_is_empty_and_says_how_to_fill_it(tmp_path: Pat
     assert result.exit_code == 0 and "6,897" in result.output and "--data" in result.output
 
 
+@pytest.mark.slow
 def test_table_1_equals_the_papers_counts_on_the_real_annotations(shared_data: Path) -> None:
     """As JSON; the other formats: test_render.py."""
     result = CliRunner().invoke(main, ["table", "1", "--data", str(shared_data), "--format", "json"])

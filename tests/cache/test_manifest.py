@@ -45,6 +45,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @SHARED
 @given(data=st.data())
 def test_a_wrong_manifest_with_a_right_digest_is_refused_or_harmless(three_shards: Path, data: st.DataObject) -> None:

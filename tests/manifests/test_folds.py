@@ -55,6 +55,7 @@ def test_too_many_folds() -> None:
         pair_clean_folds(sessions, 1)
 
 
+@pytest.mark.slow
 def test_folds_of_the_real_sessions_are_balanced(mt_fashioniq: Dataset) -> None:
     sessions = mt_fashioniq.split("train")
     folds = pair_clean_folds(sessions, 3)

@@ -132,10 +132,14 @@ def test_the_files_answer_as_the_model(form: Any, stages: int, tmp_path: Path) -
         export_run(run, None, tmp_path / "to", form)
 
 
-def test_the_command_names_what_is_missing(tmp_path: Path) -> None:
-    run = finished(tmp_path, "last")
-    out = tmp_path / "out"
-    done = CliRunner().invoke(main, ["export", "ffff", "--to", str(tmp_path / "to"), "--out", str(out)])
+def test_the_command_names_a_missing_run(tmp_path: Path) -> None:
+    words = ["export", "ffff", "--to", str(tmp_path / "to"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words)
     assert done.exit_code == 4 and "no run 'ffff'" in done.output
+
+
+@pytest.mark.slow
+def test_the_command_says_that_the_composer_is_left_out(tmp_path: Path) -> None:
+    run = finished(tmp_path, "last")
     done = CliRunner().invoke(main, ["export", str(run.path), "--to", str(tmp_path / "to"), "--turns", "2"])
     assert done.exit_code == 0 and "the composer is left out" in done.output and "session.pt2" in done.output

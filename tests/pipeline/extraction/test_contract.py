@@ -23,8 +23,9 @@ Rows = Callable[[list, list], np.ndarray]
 MODELS = sorted(set(extractors.names()) - {"imported"})  # arrays made elsewhere are no model
 
 
+QUICK = ("clip", "caption")
 ONE_EACH = [
-    pytest.param(case, marks=[pytest.mark.slow] if case in ("clip-naflex", "mllm-gme", "mllm-procir") else [])
+    pytest.param(case, marks=[] if case in QUICK else [pytest.mark.slow])
     for case in CASES
     if case not in ("clip-siglip", "sprc-spn4cir")  # as clip-naflex and sprc
 ]
@@ -136,7 +137,7 @@ def another(extractor: Extractor, name: str) -> Any:
 def test_every_option_changes_the_fingerprint_or_no_row(extractor: Extractor) -> None:
     """An option is in the fingerprint, or the class declares that it changes no feature, and it changes none.
 
-    One checkpoint of each class in every run, the other checkpoints with the slow tests.
+    Small models in every run, the others with the slow tests.
     """
     options, before = extractor.options.model_dump(mode="json"), digest(extractor.semantic())
     refused = {"decode"} if getattr(extractor, "pixels", 0) is None else set()  # NaFlex's processor, see test_jpeg.py

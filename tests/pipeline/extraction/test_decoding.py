@@ -187,7 +187,9 @@ class NeverSent(ClipExtractor):
 AlwaysKilled.__module__ = NeverSent.__module__ = ClipExtractor.__module__
 
 
-@pytest.mark.parametrize(("kind", "how"), [(AlwaysKilled, "signal 9"), (NeverSent, "exit code 1")])
+@pytest.mark.parametrize(
+    ("kind", "how"), [(AlwaysKilled, "signal 9"), pytest.param(NeverSent, "exit code 1", marks=pytest.mark.slow)]
+)
 def test_losses_again_and_again_end_the_job_with_the_place(
     kind: type[ClipExtractor], how: str, clip_folder: Path, folder: Path, tmp_path: Path
 ) -> None:

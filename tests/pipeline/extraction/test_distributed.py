@@ -278,7 +278,7 @@ if __name__ == "__main__":
     images, model, stores = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     spec = spec_of("clip", model=model, store_dtype="float32")
     try:
-        with cluster_for(spec, "cpu", local=2) as cluster:
+        with cluster_for(spec, "cpu", local=1) as cluster:
             extract(build_dataset(images, images=48, sessions=20), load_extractor(spec, "cpu"), stores, batch_size=4,
                     shard_rows=8, progress="silent", cluster=cluster)
     except BaseException as error:

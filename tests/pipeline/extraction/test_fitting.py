@@ -78,6 +78,7 @@ def test_a_fitted_model_is_what_extract_uses(name: str, world: Dataset, tmp_path
     assert fit_extractor_spec(half, world, workspace, "cpu").reused
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(world: Dataset, tmp_path: Path) -> None:
     folders = [
         fit_extractor_spec(vlp(), world, Workspace(tmp_path / str(n)), "cpu", workers=n).folder for n in (0, 1, 3)

@@ -85,7 +85,7 @@ def wait_for_shards(stores: Path, count: int, process: BaseProcess) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_killed_job_resumes_and_ends_in_the_same_store(
     load: Load, clip_folder: Path, tmp_path: Path, how: str
 ) -> None:

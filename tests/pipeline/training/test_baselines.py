@@ -137,9 +137,9 @@ def test_the_dialog_manager_is_pre_trained_and_then_improved() -> None:
     ("name", "options", "rate"),
     [
         ("gru", {"hidden": 32}, 1e-2),
-        ("transformer", {"width": 32, "layers": 1}, 5e-3),
+        pytest.param("transformer", {"width": 32, "layers": 1}, 5e-3, marks=pytest.mark.slow),
         ("no_memory", {"hidden": 32}, 1e-2),
-        ("cfir", {"width": 32}, 3e-3),
+        pytest.param("cfir", {"width": 32}, 3e-3, marks=pytest.mark.slow),
     ],
 )
 def test_learns_a_task_that_the_last_turn_alone_cannot_solve(name: str, options: dict, rate: float) -> None:

@@ -86,6 +86,7 @@ def test_bits_are_those_of_an_uninterrupted_run(tmp_path: Path, features: Sessio
     assert done[0].folder.record()["execution"]["resumed_after_epoch"] == 2
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_go_on_from_their_own_epochs(tmp_path: Path, features: SessionFeatures) -> None:
     def requests(place: str) -> list[TrainRequest]:
         return [request(tmp_path / place, features, "cm_ntm", seed) for seed in range(3)]

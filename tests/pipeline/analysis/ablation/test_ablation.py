@@ -202,6 +202,7 @@ def test_the_table_carries_traces_intervals_and_statements(cli: Run, project: Pa
         assert cli("table", str(project / "table.toml"), "--format", form).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_figure_is_drawn_from_measured_points(cli: Run, project: Path, done: Path) -> None:
     pytest.importorskip("matplotlib")
     data = json.loads(cli("figure", str(project / "figure.toml"), "--json").stdout)

@@ -62,6 +62,7 @@ def test_serve_encodes_with_the_fitted_weights(demo: Project, tmp_path: Path) ->
         open_engine(Experiment(spec, demo.dataset, workspace, "cpu"))
 
 
+@pytest.mark.slow
 def test_serve_computes_in_the_precision_of_the_store(demo: Project, tmp_path: Path) -> None:
     spec = spec_with(demo, save_clip(tmp_path / "clip"))
     workspace = Workspace(tmp_path / "out")

@@ -128,6 +128,7 @@ def test_by_keyboard_alone(browser: Any, address: str) -> None:
         assert page.locator("#dialogue").is_hidden()
 
 
+@pytest.mark.slow
 def test_it_is_accessible_at_every_width_and_in_both_schemes(browser: Any, address: str) -> None:
     def look(page: Any) -> None:
         for scheme, size in (("light", {"width": 1200, "height": 900}), ("dark", {"width": 360, "height": 740})):

@@ -294,6 +294,7 @@ def test_results_counted_by_hand(tmp_path: Path) -> None:
     assert "72.7%" in found.text() and "by session: 7 to 2" in found.text()
 
 
+@pytest.mark.slow
 def test_the_command_prints_results_and_draws_the_chart(tmp_path: Path) -> None:
     study = hand_made(tmp_path / "s.sqlite")
     study.join("ann")
