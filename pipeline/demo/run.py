@@ -27,7 +27,7 @@ MEMORY = "FashionNTM (CM-NTM)"  # rows of the demo's table
 AVERAGE = "ST + EWMA"
 TRAINED = ("ST + LSTM", "ST + v-NTM", MEMORY)
 WHERE = (  # measured: the pages give the numbers
-    "with four times as many they are level, and with longer dialogues too the memory is ahead (docs/memory-pays.md); on "
+    "with four times as many they are level, with twenty times as many the memory is far ahead (docs/memory-pays.md); on "
     "ChatIR's dialogues of ten facts the CM-NTM is ahead of every average (docs/dialogues.md)"
 )
 

@@ -19,7 +19,7 @@ def test_an_average_leads() -> None:
     found = leader_sentence(table(**{"ST + EWMA": 37.2, "ST + LSTM": 35.0, MEMORY: 35.04}), 3240)
     assert found == (
         "ST + EWMA leads here with R@5 37.2 (the CM-NTM: 35.0): it has one number to learn, and 3,240 train sessions are "
-        "few for a trained memory; with four times as many they are level, and with longer dialogues too the memory is ahead "
+        "few for a trained memory; with four times as many they are level, with twenty times as many the memory is far ahead "
         "(docs/memory-pays.md); on ChatIR's dialogues of ten facts the CM-NTM is ahead of every average (docs/dialogues.md)."
     )
 
