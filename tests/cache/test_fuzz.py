@@ -149,6 +149,7 @@ def fuzz_headers(whole: Path, folder: Path, seed: int, rounds: int) -> None:
             verify(path)
 
 
+@pytest.mark.slow
 def test_damaged_structure_under_a_right_digest(three_shards: Path, tmp_path: Path, child: Callable) -> None:
     assert child(lambda: fuzz_headers(three_shards, tmp_path, 1, 30)) == 0
 

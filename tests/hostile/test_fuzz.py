@@ -165,6 +165,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HERE = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGALRM")
 @settings(HERE, max_examples=15)
 @given(kind=st.sampled_from(SHORT), seed=st.integers(0, 2**32))

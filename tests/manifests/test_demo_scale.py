@@ -15,6 +15,7 @@ from manifests.datasets.demo.files import write_images
 from manifests.datasets.demo.sessions import Kind
 
 
+@pytest.mark.slow
 def test_more_families_avoid_each_other() -> None:
     made = build_catalogue(0, Size(TRAIN.families + 4, 4, 8), Size(2, 3, 8))
     garments = Counter((i.category, *i.garment.values()) for i in made.items)

@@ -42,6 +42,7 @@ def test_subsets_are_nested(dataset: Dataset) -> None:
     assert [in_subset("seen", subset) for subset in SUBSETS] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_counts_on_the_real_sessions(mt_fashioniq: Dataset) -> None:
     assert subset_counts(mt_fashioniq) == {
         "dress": {"all": 1000, "last pair unseen": 589, "no pair seen": 347},
@@ -76,6 +77,7 @@ def test_captions_are_compared_without_case_and_spaces() -> None:
     assert overlaps(dataset) == {"2": {"last caption", "any caption"}}
 
 
+@pytest.mark.slow
 def test_overlaps_agree_with_the_leak_columns(mt_fashioniq: Dataset) -> None:
     found, exposure = overlaps(mt_fashioniq), pair_exposure(mt_fashioniq)
     assert {i for i, has in found.items() if "last pair" in has} == {i for i, e in exposure.items() if e == "last_seen"}

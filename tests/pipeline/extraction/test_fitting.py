@@ -86,6 +86,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_the_workers(world: Datase
     assert same(folders[0], folders[1]) and same(folders[0], folders[2])
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_goes_on_to_the_same_weights(world: Dataset, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, twice; dropout and batch normalization are part of the state."""
     whole = fit_extractor_spec(vlp(epochs=3), world, Workspace(tmp_path / "whole"), "cpu")
