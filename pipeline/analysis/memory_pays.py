@@ -77,6 +77,8 @@ class Gap:
     def text(self) -> str:
         head = f"{self.turns} turns, {self.sessions:,} sessions, {SHOWN[self.metric]}: {self.a} - {self.b}"
         span = f"{self.value:+.1f} ({self.low:+.1f} to {self.high:+.1f}); over sessions {p_text(self.p_holm)}"
+        if self.seeds < 2:
+            return f"{head} {span}; one seed allows no test over seeds"
         verdict = "" if self.significant else "not "
         return f"{head} {span}, over {self.seeds} seeds {p_text(self.p_seeds)}: {verdict}significant"
 
